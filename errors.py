@@ -1,0 +1,35 @@
+"""Errors a user may meet, each with the exit code the command line ends with (design: exit codes).
+
+Inner code raises these with a short text (what was expected, what was found, the remedy); the command
+adds the file, the layer or the board. Anything else that reaches the command line is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class RankfoldError(Exception):
+    """Base of all errors that end a command with one line on stderr and no traceback."""
+
+    exit_code = 2
+
+
+class InputError(RankfoldError):
+    """Bad usage or bad input: a file, an option, a recipe, a model."""
+
+
+class CheckFailed(RankfoldError):
+    """A gate, a parity or an accuracy check failed, or a budget is infeasible."""
+
+    exit_code = 1
+
+
+class DeviceError(RankfoldError):
+    """The device could not be reached, or failed while it ran."""
+
+    exit_code = 3
+
+
+class Inconclusive(RankfoldError):
+    """The measurement is not precise enough to decide; the text says how much longer it needs."""
+
+    exit_code = 4

@@ -1,0 +1,423 @@
+"""Every schema that rankfold writes to disk: the leaf that all folders import and that imports none of them.
+
+Each record carries `"format": 1` and a line of history. Units are in the names. What was not measured is
+`None`, never 0. Unknown keys are refused, so that a misspelt one cannot pass for a default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InputError
+from .files import write_text
+
+FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_MAX_RECORD_BYTES = 1 << 30
+
+
+class Part(BaseModel):
+    """A piece of a record: immutable, closed to unknown keys, and finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Record(Part):
+    """A whole file: a format number, and the way to and from disk."""
+
+    format: Literal[1] = 1
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read and validate a JSON record; errors name the file, the key, what was expected and found."""
+        try:
+            if Path(path).stat().st_size > _MAX_RECORD_BYTES:
+                raise InputError(f"{path}: larger than 1 GiB; this is no {cls.__name__} record")
+            data = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: expected JSON, found {str(error)[:120]}; make the file again") from error
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(f"{path}: {first_problem(error)}") from error
+
+    def write(self, path: Path | str) -> None:
+        """Write as JSON, whole or not at all."""
+        write_text(Path(path), self.model_dump_json(indent=1) + "\n")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing a validation found wrong, in one line: where, what, what was found."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(key) for key in problem["loc"]) or "top level"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{more}; remove it or check its spelling"
+    found = repr(problem["input"])
+    return f"'{where}': {problem['msg']}, found {found[:80]}{more}"
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+class ModelSpec(Part):
+    """Which network: a built-in name or `package.module:factory`, and its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataSpec(Part):
+    """Which data: `glyphs` (built in) or `npz` (a path), and how much of the training part is validation.
+
+    The validation split is the last `validation_share` of the training part, by index.
+    """
+
+    name: Literal["glyphs", "npz"] = "glyphs"
+    path: str | None = None
+    train_size: int = Field(default=8000, gt=0)
+    test_size: int = Field(default=3600, gt=0)
+    validation_share: float = Field(default=0.2, gt=0, lt=1)
+    data_seed: int = 0
+    augment: Literal["none", "shift", "flip-shift"] = "none"
+
+    @model_validator(mode="after")
+    def _path_goes_with_npz(self) -> Self:
+        if self.name == "glyphs" and self.path is not None:
+            raise ValueError("glyphs are built in and take no path; use name = 'npz'")
+        return self
+
+
+class OptimizerSpec(Part):
+    """SGD with Nesterov momentum under a one-cycle or step schedule; exactly one of epochs and steps."""
+
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=64, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixed_precision: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class RegularizerSpec(Part):
+    """Strengths of the two penalties (design §3) and when they act.
+
+    `low_rank` is τ, `group` is λ, `alpha` the elementwise share. From `hold_from` (share of the steps) on,
+    the strengths are 0 and the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    """
+
+    low_rank: float = Field(default=0.0, ge=0)
+    group: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=0.0, ge=0, le=1)
+    form: Literal["channel", "input-channel", "spatial", "linear"] = "channel"
+    every: int = Field(default=10, gt=0)
+    scale: Literal["folded", "relative", "raw"] = "folded"
+    start_at: float = Field(default=0.0, ge=0, le=1)
+    hold_from: float = Field(default=1.0, ge=0, le=1)
+    tile: int = Field(default=1, gt=0)
+    energy: float = Field(default=1.0, gt=0, le=1)
+    skip: list[str] = Field(default_factory=list)
+
+
+class Promise(Part):
+    """What a recipe says it reaches, and on what; printed beside what it did reach."""
+
+    metric: Literal["validation_accuracy", "test_accuracy"]
+    at_least: float = Field(ge=0, le=1)
+    measured_on: str
+
+
+class Recipe(Record):
+    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version."""
+
+    about: str
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    optimizer: OptimizerSpec
+    regularizer: RegularizerSpec | None = None
+    promise: Promise
+
+
+class LayerSummary(Part):
+    """One layer at the end of an epoch, as it would be exported."""
+
+    name: str
+    form: FormName
+    rank: int
+    full_rank: int
+    live_groups: int | None
+    groups: int | None
+    energy: float | None = Field(description="share of the sum of singular values in the kept rank")
+
+
+class EpochRow(Part):
+    """One line of metrics.jsonl, also kept in the checkpoint so that a resumed run has them all."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    epoch_s: float
+    proximal_s: float
+    penalty: float | None
+    layers: list[LayerSummary]
+
+
+class TrainRecord(Record):
+    """`train.json`: what a finished run reached. Format 1: first version."""
+
+    recipe: Recipe
+    seed: int
+    threads: int
+    torch_version: str
+    device: str
+    steps: int
+    train_s: float
+    proximal_s: float
+    parameters: int
+    validation_accuracy: float
+    validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
+    epochs: list[EpochRow]
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+class GroupDecision(Part):
+    """Channels that live and die together: how many stay, which, and why."""
+
+    channels: int
+    kept: list[int]
+    members: list[str] = Field(description="layers whose output channels these are")
+    reason: str
+
+
+class LayerDecision(Part):
+    """What becomes of one layer; `predicted` and `measured` are latency ratios to dense, once known."""
+
+    form: FormName | Literal["dense"]
+    ranks: list[int] = Field(default_factory=list)
+    full_rank: int | None = None
+    energy: float | None = Field(default=None, description="share of the sum of singular values kept")
+    reason: str
+    macs_dense: int | None = None
+    macs: int | None = None
+    predicted: float | None = None
+    measured: float | None = None
+
+
+class Plan(Record):
+    """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version."""
+
+    source_sha256: Sha256 | None = None
+    tile: int = Field(gt=0)
+    groups: dict[str, GroupDecision] = Field(default_factory=dict)
+    layers: dict[str, LayerDecision] = Field(default_factory=dict)
+
+
+class ParityCheck(Part):
+    """One comparison of outputs. `relative` is max|Δ| / max|reference|; an exact rewrite has a bound."""
+
+    what: str
+    batch: int
+    relative: float
+    absolute: float
+    bound: float | None = Field(description="None for a lossy step, whose error is only reported")
+    passed: bool
+
+
+class Parity(Record):
+    """`parity.json`: never empty. Format 1: first version."""
+
+    exporter: str | None = None
+    checks: list[ParityCheck] = Field(min_length=1)
+
+
+# --- accuracy -----------------------------------------------------------------------------------------------
+
+
+class Score(Part):
+    """One model's metric on one split, with a 95 % Wilson interval; joined to variants by sha256."""
+
+    model_sha256: Sha256
+    name: str
+    data: str
+    split: Literal["validation", "test"]
+    metric: str
+    n: int = Field(gt=0)
+    value: float
+    low: float
+    high: float
+    seed: int | None
+
+
+class Evaluation(Record):
+    """`evaluation.json`. Format 1: first version."""
+
+    scores: list[Score]
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+class Card(Part):
+    """A board as a person describes it: identity, how to reach it, what to expect (TOML, never probed)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+    about: str
+    transport: Literal["local"]
+    expected_architecture: str | None = None
+    tested: str = Field(description="date of the last boot by a person, or 'never'")
+
+
+class CpuFacts(Part):
+    """One logical core's frequency now, in hertz, and its governor; None where the system does not say."""
+
+    core: int
+    governor: str | None
+    frequency_hz: int | None
+
+
+class Facts(Part):
+    """What a board turned out to be, probed each time (design §6). Format follows the record it is in."""
+
+    architecture: str
+    cpu_model: str | None
+    isa: list[str] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
+    logical_cores: int
+    affinity: list[int] = Field(description="cores this process may run on")
+    memory_bytes: int | None
+    kernel: str
+    os: str | None
+    hypervisor: bool | None
+    python_version: str
+    numpy_version: str
+    onnxruntime_version: str
+    providers: list[str]
+    tile: int = Field(gt=0, description="channel multiple that the float32 kernels like")
+    layout: Literal["nchwc", "nchw"]
+    emulated: bool = False
+
+
+class Weather(Part):
+    """What changes while one measures: stamped before and after."""
+
+    load_1min: float | None
+    memory_available_bytes: int | None
+    temperatures_c: dict[str, float] = Field(default_factory=dict)
+    throttled: str | None = Field(default=None, description="the firmware's throttle flags where it has any")
+    cores: list[CpuFacts] = Field(default_factory=list)
+    steal_s: float | None = None
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+class Launch(Part):
+    """One fresh process of one variant."""
+
+    pair: int
+    warmup_s: list[float]
+    session_creation_s: float
+    first_run_s: float
+    peak_rss_bytes: int | None
+    baseline_rss_bytes: int | None = Field(description="resident memory before the session was created")
+    providers: list[str]
+    nodes_by_provider: dict[str, int]
+
+
+class Variant(Part):
+    """One model in a comparison."""
+
+    name: str
+    file: str
+    sha256: Sha256
+    size_bytes: int
+    macs: int | None
+    parameters: int | None
+    launches: list[Launch]
+
+
+class Block(Part):
+    """Consecutive samples of one variant, seconds since the pair began."""
+
+    variant: str
+    start_s: float
+    samples_s: list[float]
+    cpu_s: float | None
+    steal_s: float | None
+    involuntary_switches: int | None
+
+
+class Pair(Part):
+    """Baseline and variant, each in a fresh process, both alive, taking turns."""
+
+    baseline: str
+    variant: str
+    seed: int
+    blocks: list[Block]
+
+
+class Comparison(Part):
+    """ratio = baseline time / variant time: 2.0 is twice as fast; 95 % t interval over pairs."""
+
+    baseline: str
+    variant: str
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+class Caution(Part):
+    """Something that looks wrong in the measurement, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+class Context(Part):
+    """All that must agree before two benches may be compared."""
+
+    device: str
+    facts: Facts
+    threads: int
+    cores: list[int]
+    provider: str
+    session_config: dict[str, str]
+    input_shapes: dict[str, list[int]]
+    block_runs: int
+    dropped_runs: int
+    started_at: str = Field(description="ISO 8601, UTC")
+    weather_before: Weather
+    weather_after: Weather | None
+
+
+class Bench(Record):
+    """`bench.json`: raw samples first, everything else derived from them. Format 1: first version."""
+
+    history: ClassVar[str] = "1: first version"
+    context: Context
+    variants: list[Variant]
+    pairs: list[Pair]
+    comparisons: list[Comparison]
+    cautions: list[Caution]
