@@ -74,17 +74,21 @@ class ModelSpec(Part):
 
 
 class DataSpec(Part):
-    """Which data: `glyphs` (built in) or `npz` (a path), and how much of the training part is validation.
+    """Which data: `glyphs` (built in) or `npz` (a path), and how much of it is kept apart for validation.
 
-    The validation split is the last `validation_share` of the training part, by index.
+    For `npz` the validation split is the last `validation_share` of the training part, by index; for `glyphs`
+    it is `validation_share` × `train_size` further images, in a font family of their own. Images enter the
+    network as (x / 255 - mean) / std, one number a channel or one for all.
     """
 
     name: Literal["glyphs", "npz"] = "glyphs"
     path: str | None = None
-    train_size: int = Field(default=8000, gt=0)
+    train_size: int = Field(default=7200, gt=0)
     test_size: int = Field(default=3600, gt=0)
     validation_share: float = Field(default=0.2, gt=0, lt=1)
     data_seed: int = 0
+    mean: list[float] = Field(default=[0.5], min_length=1)
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.25], min_length=1)
     augment: Literal["none", "shift", "flip-shift"] = "none"
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Recipes that come with rankfold, by name: `rankfold train NAME`."""

@@ -1,0 +1,341 @@
+"""CompressionAware: three lines that make a network small while it learns.
+
+    regularizer = CompressionAware(model, optimizer, low_rank=3e-3, group=1e-3)
+    for inputs, labels in batches:
+        ...; optimizer.step()
+        regularizer.step()
+    regularizer.finish()
+
+Alvarez & Salzmann, "Compression-aware Training of Deep Networks", NIPS 2017: mean loss + τ Σ‖Mₗ‖_* (nuclear
+norm of each matricised kernel) + λ Σ_g √P_g‖w_g‖₂ (filters as groups). The loss goes by gradient steps, the
+penalties by their exact proximal operators: low rank first, then groups, an alternation as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..export.forms import FORMS, Form, kernel_shape, resolve
+from ..records import FormName, LayerSummary
+from .folded import Layer, Scale
+from .proximal import (
+    DivergedError,
+    nuclear_norm,
+    nuclear_norm_prox,
+    numerical_rank,
+    sparse_group_norm,
+    sparse_group_prox,
+    svd,
+    truncate_rank,
+)
+from .tracing import Surroundings, surroundings
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a layer keeps from the moment the strengths are released: a rank (None: any) and its filters."""
+
+    rank: int | None
+    dead: list[int]
+
+
+class CompressionAware:
+    """Takes the proximal steps of both penalties on every convolution and linear layer of `model`.
+
+    low_rank   τ, per unit of step size. With scale='relative' it is a share of each layer's σ₁.
+    group      λ. A group is a filter with its BatchNorm scale and shift (or its bias); it becomes exactly zero.
+               The layers whose output leaves the model have no groups.
+    alpha      share of elementwise sparsity inside the groups; it raises the rank again, so 0 where τ > 0.
+    form       how kernels are matricised (`export.forms`); pointwise kernels and linear layers are o×i.
+    every      optimizer steps between proximal steps; thresholds use the sum of the step sizes since the last.
+    scale      'folded': act on the BatchNorm-folded kernel; 'relative': τ relative to σ₁; 'raw': as it is.
+    start_at   optimizer steps before the first proximal step.
+    hold_at    optimizer step from which the strengths are 0 and the structure reached is kept by projection:
+               the rank that holds `energy` of Σσ, and the live filters, both rounded to the nearest multiple
+               of `tile`. None: never.
+    skip       names of layers to leave alone.
+
+    Steps that a gradient scaler skips do not count. All state is in `state_dict()`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        low_rank: float = 0.0,
+        group: float = 0.0,
+        alpha: float = 0.0,
+        form: str = "channel",
+        every: int = 10,
+        scale: Scale = "folded",
+        groups: Literal["filter", "coupled"] = "filter",
+        start_at: int = 0,
+        hold_at: int | None = None,
+        tile: int = 1,
+        energy: float = 1.0,
+        skip: tuple[str, ...] = (),
+    ) -> None:
+        if groups == "coupled":
+            raise InputError("groups='coupled' needs the coupling walk, which is not there yet; use groups='filter'")
+        if form not in FORMS:
+            raise InputError(f"unknown form '{form}'; use one of {', '.join(FORMS)}")
+        for name, value in (("low_rank", low_rank), ("group", group)):
+            if value < 0:
+                raise InputError(f"{name} must be 0 or more, found {value}")
+        if every < 1 or tile < 1 or not 0 <= alpha <= 1 or not 0 < energy <= 1:
+            raise InputError("every and tile must be 1 or more, alpha within 0..1, energy within 0..1 and above 0")
+        self.low_rank, self.group, self.alpha = low_rank, group, alpha
+        self.every, self.form = every, form
+        self.scale: Scale = scale
+        self.start_at, self.hold_at, self.tile, self.energy = start_at, hold_at, tile, energy
+        self.layers = _layers(model, skip, needs_trace=group > 0 or scale == "folded")
+        self._forms = {layer.name: _form(layer, form) for layer in self.layers.values()}
+        self._lr_group = _parameter_groups(optimizer, self.layers)
+        self._pending = [0.0] * len(optimizer.param_groups)
+        self._steps = 0
+        self._held: dict[str, Held] | None = None
+        optimizer.register_step_post_hook(self._count)
+
+    # --- the three lines ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Call after every `optimizer.step()`; takes a proximal step when one is due and says whether it did."""
+        due = self._steps > self.start_at and self._steps % self.every == 0 and any(self._pending)
+        if due:
+            self._act()
+        if self._held is None and self.hold_at is not None and self._steps >= self.hold_at:
+            self.hold()
+        return due
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """The last exact proximal step or projection: afterwards zeros are zeros and ranks are ranks."""
+        self._act()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Release the strengths and keep, from now on, the structure reached: ranks and live filters."""
+        self._held = {}
+        for name, layer in self.layers.items():
+            dead = self._dead_at_hold(layer)
+            layer.kill(dead)
+            self._held[name] = Held(rank=None, dead=dead.nonzero().flatten().tolist())
+        for name, layer in self.layers.items():
+            self._held[name] = Held(rank=self._rank_at_hold(layer), dead=self._held[name].dead)
+            self._project(layer, self._held[name])
+
+    # --- what one sees --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """τ Σ‖Mₗ‖_* + λ Σ(sparse group norms), of the kernels that the steps act on."""
+        total = 0.0
+        for layer in self.layers.values():
+            kernel = layer.kernel(self.scale)
+            if self.low_rank and (form := self._forms[layer.name]):
+                total += self.low_rank * nuclear_norm(_matrix(form, kernel))
+            if self.group and layer.has_groups:
+                total += self.group * sparse_group_norm(_with_shift(layer, kernel), self.alpha, _size(kernel))
+        return total
+
+    @torch.no_grad()
+    def summary(self) -> list[LayerSummary]:
+        """Rank at export, live filters and energy of every layer."""
+        return [self._summarize(layer) for layer in self.layers.values()]
+
+    def compact(self) -> nn.Module:
+        """A small module with factors and narrower layers."""
+        raise InputError("compact() is not there yet; `rankfold export` writes the compact network as ONNX")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        held = self._held and {name: [h.rank, h.dead] for name, h in self._held.items()}
+        return {"steps": self._steps, "pending": list(self._pending), "held": held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict()` was made."""
+        self._steps, self._pending = state["steps"], list(state["pending"])
+        held = state["held"]
+        self._held = None if held is None else {name: Held(rank, dead) for name, (rank, dead) in held.items()}
+
+    # --- one proximal step ----------------------------------------------------------------------------------
+
+    def _count(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._steps += 1
+        if self._steps > self.start_at:
+            for index, group in enumerate(optimizer.param_groups):
+                self._pending[index] += float(group["lr"])
+
+    def _act(self) -> None:
+        for layer in self.layers.values():
+            try:
+                if self._held is not None:
+                    self._project(layer, self._held[layer.name])
+                else:
+                    self._shrink(layer, self._pending[self._lr_group[layer.name]])
+            except DivergedError as error:
+                raise DivergedError(f"layer '{layer.name}', step {self._steps}: {error}") from error
+        self._pending = [0.0] * len(self._pending)
+
+    def _shrink(self, layer: Layer, step_size: float) -> None:
+        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+        if self.low_rank and (form := self._forms[layer.name]):
+            matrix = _matrix(form, kernel)
+            kernel = _kernel(form, nuclear_norm_prox(matrix, self._threshold(matrix, step_size)), kernel)
+        if self.group and layer.has_groups:
+            rows = sparse_group_prox(_with_shift(layer, kernel), step_size * self.group, self.alpha, _size(kernel))
+            kernel = rows[:, : kernel[0].numel()].reshape(kernel.shape)
+            shift = layer.shift()
+            if shift is not None:
+                shift.data.copy_(rows[:, -1])
+        layer.write(kernel, self.scale)
+        if layer.has_groups:
+            layer.kill(~layer.live())
+
+    def _threshold(self, matrix: Tensor, step_size: float) -> float:
+        relative = float(torch.linalg.matrix_norm(matrix, 2)) if self.scale == "relative" else 1.0
+        return step_size * self.low_rank * relative
+
+    def _without_dead_inputs(self, layer: Layer, kernel: Tensor) -> Tensor:
+        """Weights that only ever see a channel of zeros are zero: they count for no rank."""
+        if layer.producer is None:
+            return kernel
+        live = self.layers[layer.producer].live()
+        repeats = kernel.shape[1] // len(live)  # flattened maps: each channel owns a run of columns
+        mask = live.repeat_interleave(repeats).to(kernel)
+        return kernel * mask.reshape(1, -1, *[1] * (kernel.ndim - 2))
+
+    # --- holding --------------------------------------------------------------------------------------------
+
+    def _project(self, layer: Layer, held: Held) -> None:
+        layer.kill(torch.tensor(held.dead, dtype=torch.long))
+        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+        form = self._forms[layer.name]
+        if held.rank is not None and form is not None:
+            kernel = _kernel(form, truncate_rank(_matrix(form, kernel), held.rank), kernel)
+        layer.write(kernel, self.scale)
+
+    def _dead_at_hold(self, layer: Layer) -> Tensor:
+        """The dead filters, and the weakest of those above the nearest multiple of the tile."""
+        live = layer.live()
+        if not (self.group and layer.has_groups):
+            return torch.zeros_like(live)
+        norms = torch.linalg.vector_norm(_with_shift(layer, layer.kernel(self.scale)), dim=1)
+        kept = min(int(live.sum()), _nearest_multiple(int(live.sum()), self.tile))
+        strongest = torch.argsort(torch.where(live, norms, -1.0), descending=True, stable=True)[: max(1, kept)]
+        dead = torch.ones_like(live)
+        dead[strongest] = False
+        return dead
+
+    def _rank_at_hold(self, layer: Layer) -> int | None:
+        """The rank that holds `energy`, to the nearest multiple of the tile; None where factors do not pay."""
+        form = self._forms[layer.name]
+        if not self.low_rank or form is None:
+            return None
+        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+        rank = _nearest_multiple(self._rank(_matrix(form, kernel))[0], self.tile)
+        outputs, inputs, height, width = kernel_shape(kernel.shape)
+        outputs = min(outputs, _up_to_multiple(int(layer.live().sum()), self.tile))
+        inputs = min(inputs, _up_to_multiple(_live_inputs(kernel), self.tile))
+        dense = outputs * inputs * height * width
+        return rank if form.parameters((outputs, inputs, height, width), rank) < dense else None
+
+    def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
+        """(rank kept at `energy`, full rank, share of Σσ kept)."""
+        values = svd(matrix)[1]
+        rank = max(1, numerical_rank(values, (matrix.shape[0], matrix.shape[1])))
+        shares = values.cumsum(0) / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        if self.energy < 1:
+            rank = min(rank, int((shares < self.energy).sum()) + 1)
+        return rank, len(values), float(shares[rank - 1])
+
+    def _summarize(self, layer: Layer) -> LayerSummary:
+        form = self._forms[layer.name] or FORMS["channel"]  # a grouped layer is summarised, never factored
+        kernel = self._without_dead_inputs(layer, layer.kernel("folded"))
+        rank, full, energy = self._rank(_matrix(form, kernel))
+        live = layer.live()
+        return LayerSummary(
+            name=layer.name,
+            form=cast(FormName, form.name),
+            rank=rank,
+            full_rank=full,
+            live_groups=int(live.sum()) if layer.has_groups else None,
+            groups=len(live) if layer.has_groups else None,
+            energy=energy,
+        )
+
+
+# --- the layers of a model ----------------------------------------------------------------------------------
+
+
+def _layers(model: nn.Module, skip: tuple[str, ...], *, needs_trace: bool) -> dict[str, Layer]:
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)}
+    unknown = [name for name in skip if name not in modules]
+    if unknown:
+        raise InputError(f"skip names no layer '{unknown[0]}'; the layers are {', '.join(modules)}")
+    unseen = Surroundings(norm=None, producer=None, is_output=True)
+    around = surroundings(model) if needs_trace else {}
+    layers = {}
+    for name, module in modules.items():
+        if name in skip:
+            continue
+        seen = around.get(name, unseen)
+        producer = seen.producer if seen.producer in modules and seen.producer not in skip else None
+        has_groups = not seen.is_output and getattr(module, "groups", 1) == 1
+        layers[name] = Layer(name, module, seen.norm, producer, has_groups)
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no Conv1d, Conv2d or Linear layer to make small")
+    return layers
+
+
+def _form(layer: Layer, requested: str) -> Form | None:
+    """The form that a layer is factored in; None for a grouped convolution, which is not factored."""
+    if getattr(layer.module, "groups", 1) != 1:
+        return None
+    return resolve(requested, kernel_shape(layer.module.weight.shape))
+
+
+def _matrix(form: Form, kernel: Tensor) -> Tensor:
+    return form.matricize(kernel.reshape(kernel_shape(kernel.shape)))
+
+
+def _kernel(form: Form, matrix: Tensor, like: Tensor) -> Tensor:
+    return form.tensorize(matrix, kernel_shape(like.shape)).reshape(like.shape)
+
+
+def _parameter_groups(optimizer: torch.optim.Optimizer, layers: dict[str, Layer]) -> dict[str, int]:
+    index_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    missing = [name for name, layer in layers.items() if id(layer.module.weight) not in index_of]
+    if missing:
+        raise InputError(f"layer '{missing[0]}' is not in the optimizer; add its parameters, or name it in skip")
+    return {name: index_of[id(layer.module.weight)] for name, layer in layers.items()}
+
+
+def _with_shift(layer: Layer, kernel: Tensor) -> Tensor:
+    """One group a row: the filter, then its shift (β or bias)."""
+    shift = layer.shift()
+    rows = kernel.flatten(1)
+    return rows if shift is None else torch.cat([rows, shift.detach()[:, None]], dim=1)
+
+
+def _size(kernel: Tensor) -> float:
+    return float(kernel[0].numel())
+
+
+def _live_inputs(kernel: Tensor) -> int:
+    return max(1, int((kernel.transpose(0, 1).flatten(1).abs().amax(dim=1) > 0).sum()))
+
+
+def _nearest_multiple(number: int, tile: int) -> int:
+    return max(tile, (number + tile // 2) // tile * tile)
+
+
+def _up_to_multiple(number: int, tile: int) -> int:
+    return -(-number // tile) * tile

@@ -1,0 +1,287 @@
+"""The training loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import files
+from ..errors import InputError
+from ..records import EpochRow, LayerSummary, OptimizerSpec, Recipe, TrainRecord
+from . import checkpoint
+from .data import Dataset, Split
+from .data.dataset import augment, batch_order
+from .models import build
+from .proximal import DivergedError
+from .regularizer import CompressionAware
+
+CHECKPOINT = "checkpoint.safetensors"
+RECORD = "train.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT_EVERY_S = 60.0
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress line shows: step of steps, the running loss, seconds left at the present pace."""
+
+    step: int
+    steps: int
+    loss: float
+    left_s: float
+    row: EpochRow | None = None
+
+
+@dataclass
+class Sums:
+    """Running sums over the epoch under way; they are part of the checkpoint."""
+
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    epoch_s: float = 0.0
+    proximal_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """Where a run stands: all of it goes into the checkpoint."""
+
+    step: int = 0
+    history: list[EpochRow] = field(default_factory=list)
+    sums: Sums = field(default_factory=Sums)
+
+    def facts(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": seed,
+            "step": self.step,
+            "history": [row.model_dump(mode="json") for row in self.history],
+            "sums": asdict(self.sums),
+        }
+
+
+def train(
+    recipe: Recipe,
+    data: Dataset,
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+) -> TrainRecord:
+    """Train as `recipe` says; leaves checkpoint.safetensors, metrics.jsonl and (last) train.json in `run_dir`.
+
+    With the same recipe, data, seed, threads and torch, the weights are the same bytes on a CPU, however
+    often the run was killed and resumed.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = recipe.optimizer
+    per_epoch = math.ceil(len(data.train) / spec.batch_size)
+    steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * per_epoch
+    if len(data.train) < 2 or len(data.train) % spec.batch_size == 1:
+        raise InputError(f"batch size {spec.batch_size} leaves a batch of one image, which BatchNorm cannot take")
+
+    model = build(recipe.model, data.channels, len(data.classes)).to(device)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, spec.weight_decay),
+        lr=spec.lr,
+        momentum=spec.momentum,
+        nesterov=spec.momentum > 0,
+    )
+    scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
+    regularizer = _regularizer(recipe, model, optimizer, steps)
+    run = Run()
+
+    path = run_dir / CHECKPOINT
+    if resume and path.exists():
+        stored = checkpoint.load(path)
+        _refuse_another_run(stored.facts, recipe, seed, path)
+        checkpoint.restore(stored, model, optimizer)
+        scaler.load_state_dict(stored.facts["scaler"])
+        if regularizer is not None:
+            regularizer.load_state_dict(stored.facts["regularizer"])
+        run.step, run.sums = stored.facts["step"], Sums(**stored.facts["sums"])
+        run.history = [EpochRow.model_validate(row) for row in stored.facts["history"]]
+
+    def save() -> None:
+        facts = run.facts(recipe, seed) | {"scaler": scaler.state_dict()}
+        facts["regularizer"] = regularizer.state_dict() if regularizer is not None else None
+        checkpoint.save(path, model, optimizer, facts)
+        files.write_text(run_dir / METRICS, "".join(row.model_dump_json() + "\n" for row in run.history))
+
+    images, labels = _on_device(data, data.train, device)
+    order = batch_order(len(labels), seed, run.step // per_epoch)
+    began, first_step, saved = time.perf_counter(), run.step, time.monotonic()
+    model.train()
+    while run.step < steps:
+        epoch, position = divmod(run.step, per_epoch)
+        if position == 0:
+            order = batch_order(len(labels), seed, epoch)
+        started = time.perf_counter()
+        chosen = torch.from_numpy(order[position * spec.batch_size : (position + 1) * spec.batch_size])
+        batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step))
+        batch = batch.contiguous(memory_format=torch.channels_last)
+
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spec, run.step, steps)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, enabled=scaler.is_enabled()):
+            logits = model(batch)
+            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
+        if not torch.isfinite(loss):
+            raise DivergedError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        before_proximal = time.perf_counter()
+        run.step += 1
+        if regularizer is not None:
+            regularizer.step()
+            if run.step == steps:
+                regularizer.finish()
+        run.sums.proximal_s += time.perf_counter() - before_proximal
+        run.sums.loss += loss.item() * len(chosen)
+        run.sums.correct += int((logits.argmax(1) == labels[chosen]).sum())
+        run.sums.seen += len(chosen)
+        run.sums.epoch_s += time.perf_counter() - started
+
+        row = None
+        if run.step % per_epoch == 0 or run.step == steps:
+            row = _close_epoch(run, model, data, device, regularizer, learning_rate(spec, run.step - 1, steps))
+        if row is not None or time.monotonic() - saved > checkpoint_every_s:
+            save()
+            saved = time.monotonic()
+        pace = (time.perf_counter() - began) / (run.step - first_step)
+        on_progress(Progress(run.step, steps, loss.item(), (steps - run.step) * pace, row))
+
+    last = run.history[-1]
+    record = TrainRecord(
+        recipe=recipe,
+        seed=seed,
+        threads=threads,
+        torch_version=torch.__version__,
+        device=device.type,
+        steps=steps,
+        train_s=sum(row.epoch_s for row in run.history),
+        proximal_s=sum(row.proximal_s for row in run.history),
+        parameters=sum(p.numel() for p in model.parameters()),
+        validation_accuracy=last.validation_accuracy,
+        validation_indices=(data.validation.first, data.validation.first + len(data.validation)),
+        epochs=run.history,
+    )
+    record.write(run_dir / RECORD)
+    return record
+
+
+def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_share` of the steps, then cosine to 0, ÷10 at 50 % and 75 %, or constant."""
+    warmup = spec.warmup_share * steps
+    if step < warmup:
+        return spec.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, steps - warmup)
+    if spec.schedule == "cosine":
+        return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if spec.schedule == "step":
+        return spec.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+    return spec.lr
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, split: Split, device: torch.device) -> tuple[float, float]:
+    """(mean cross-entropy, top-1 accuracy) of `model` on a split, in evaluation mode."""
+    images, labels = _on_device(data, split, device)
+    was_training = model.training
+    model.eval()
+    loss, correct = 0.0, 0
+    for start in range(0, len(labels), EVALUATION_BATCH):
+        part = slice(start, start + EVALUATION_BATCH)
+        logits = model(images[part].contiguous(memory_format=torch.channels_last))
+        loss += F.cross_entropy(logits, labels[part], reduction="sum").item()
+        correct += int((logits.argmax(1) == labels[part]).sum())
+    model.train(was_training)
+    return loss / len(labels), correct / len(labels)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for kernels only: BatchNorm's γ and β and the biases go without."""
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": kernels, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _regularizer(
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> CompressionAware | None:
+    spec = recipe.regularizer
+    if spec is None:
+        return None
+    return CompressionAware(
+        model,
+        optimizer,
+        low_rank=spec.low_rank,
+        group=spec.group,
+        alpha=spec.alpha,
+        form=spec.form,
+        every=spec.every,
+        scale=spec.scale,
+        start_at=round(spec.start_at * steps),
+        hold_at=round(spec.hold_from * steps) if spec.hold_from < 1 else None,
+        tile=spec.tile,
+        energy=spec.energy,
+        skip=tuple(spec.skip),
+    )
+
+
+def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, path: Path) -> None:
+    if facts["recipe"] != recipe.model_dump(mode="json") or facts["seed"] != seed:
+        raise InputError(f"{path} is of another recipe or seed; choose another --out, or leave out --resume")
+
+
+def _on_device(data: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(data.inputs(split.images)).to(device)
+    return images, torch.from_numpy(split.labels).to(device)
+
+
+def _close_epoch(
+    run: Run,
+    model: nn.Module,
+    data: Dataset,
+    device: torch.device,
+    regularizer: CompressionAware | None,
+    rate: float,
+) -> EpochRow:
+    validation_loss, validation_accuracy = evaluate(model, data, data.validation, device)
+    layers: list[LayerSummary] = regularizer.summary() if regularizer is not None else []
+    row = EpochRow(
+        epoch=len(run.history) + 1,
+        step=run.step,
+        train_loss=run.sums.loss / run.sums.seen,
+        train_accuracy=run.sums.correct / run.sums.seen,
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        learning_rate=rate,
+        epoch_s=run.sums.epoch_s,
+        proximal_s=run.sums.proximal_s,
+        penalty=regularizer.penalty() if regularizer is not None else None,
+        layers=layers,
+    )
+    run.history.append(row)
+    run.sums = Sums()
+    return row
