@@ -124,6 +124,7 @@ class RegularizerSpec(Part):
 
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. From `hold_from` (share of the steps) on,
     the strengths are 0 and the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name.
     """
 
     low_rank: float = Field(default=0.0, ge=0)
@@ -137,6 +138,8 @@ class RegularizerSpec(Part):
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
     skip: list[str] = Field(default_factory=list)
+    low_rank_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    group_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class Promise(Part):
@@ -192,6 +195,9 @@ class TrainRecord(Record):
     recipe: Recipe
     seed: int
     threads: int
+    data: str
+    input_shape: tuple[int, int, int] = Field(description="C, H, W")
+    classes: int
     torch_version: str
     device: str
     steps: int
@@ -201,6 +207,87 @@ class TrainRecord(Record):
     validation_accuracy: float
     validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
     epochs: list[EpochRow]
+
+
+class VariantSpec(Part):
+    """One network of a comparison: trained by a recipe with changes, exported dense or compact.
+
+    `trained_by` takes another variant's training instead of its own; `parameters_of` sets the one energy for
+    all layers so that the network has at most as many parameters as that variant's.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+    recipe: str | None = None
+    changes: list[str] = Field(default_factory=list)
+    trained_by: str | None = None
+    write: Literal["dense", "compact"] = "dense"
+    form: FormName | None = None
+    energy: float | None = Field(default=None, gt=0, le=1)
+    parameters_of: str | None = None
+
+    @model_validator(mode="after")
+    def _one_training(self) -> Self:
+        if (self.recipe is None) == (self.trained_by is None):
+            raise ValueError("give exactly one of recipe and trained_by")
+        return self
+
+
+class Claim(Part):
+    """What a comparison must show, or its command fails. Accuracies are shares, on the test split."""
+
+    dense_accuracy: float = Field(ge=0, le=1, description="the baseline's, at least")
+    within: float = Field(ge=0, le=1, description="the compact one's loss against the baseline, at most")
+    speedup: float = Field(gt=0, description="lower end of the compact one's interval, above")
+
+
+class ComparisonSpec(Record):
+    """A comparison: networks trained equally long, measured together. Format 1: first version.
+
+    The first variant is the baseline; `compact`, named before anything runs, is the one the answer is about.
+    """
+
+    about: str
+    compact: str
+    claim: Claim | None = None
+    variants: list[VariantSpec] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("two variants have the same name")
+        own = {variant.name for variant in self.variants if variant.recipe is not None}
+        for variant in self.variants:
+            if variant.trained_by is not None and variant.trained_by not in own:
+                raise ValueError(f"{variant.name}: trained_by names no variant with a recipe: {variant.trained_by}")
+            if variant.parameters_of is not None and variant.parameters_of not in names:
+                raise ValueError(f"{variant.name}: parameters_of names no variant: {variant.parameters_of}")
+        if self.compact not in names:
+            raise ValueError(f"compact names no variant: {self.compact}")
+        return self
+
+
+class ResultRow(Record):
+    """One network of a comparison, measured: a line of docs/results/*.jsonl. Format 1: first version."""
+
+    comparison: str
+    variant: str
+    config_hash: str
+    seed: int
+    validation_accuracy: float | None
+    test_accuracy: float
+    test_low: float
+    test_high: float
+    test_n: int
+    parameters: int | None
+    macs: int | None
+    size_bytes: int
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    cpu_model: str | None
+    onnxruntime_version: str
+    threads: int
 
 
 # --- export -------------------------------------------------------------------------------------------------

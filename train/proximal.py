@@ -40,10 +40,14 @@ def numerical_rank(singular_values: Tensor, shape: tuple[int, int]) -> int:
     return int((singular_values > threshold).sum())
 
 
-def nuclear_norm_prox(matrix: Tensor, threshold: float) -> Tensor:
-    """argmin_X ½‖X − matrix‖² + threshold·‖X‖_*: every singular value falls by `threshold`, not below 0."""
+def nuclear_norm_prox(matrix: Tensor, threshold: float, exempt: int = 0) -> Tensor:
+    """argmin_X ½‖X − matrix‖² + threshold·‖X‖_*: every singular value falls by `threshold`, not below 0.
+
+    With `exempt` the largest singular values stay: the truncated nuclear norm (Hu et al., TPAMI 35(9), 2013).
+    """
     left, values, right = svd(matrix)
     kept = (values - threshold).clamp_min(0)
+    kept[:exempt] = values[:exempt]
     return (left * kept) @ right
 
 
@@ -58,17 +62,22 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
     return values.sign() * (values.abs() - threshold).clamp_min(0)
 
 
-def sparse_group_prox(groups: Tensor, strength: float, alpha: float, sizes: Tensor | float) -> Tensor:
+def sparse_group_prox(groups: Tensor, strength: float, alpha: float, sizes: Tensor | float, exempt: int = 0) -> Tensor:
     """The exact proximal operator of strength·Σ_g [(1−α)·√P_g·‖w_g‖₂ + α·‖w_g‖₁], one group a row.
 
-    `sizes` are the P_g (a padded row may be longer than its group). Rows shrunk away are exactly zero.
+    `sizes` are the P_g (a padded row may be longer than its group). Rows shrunk away are exactly zero. The
+    `exempt` rows of largest norm stay as they are.
     """
     softened = soft_threshold(groups, strength * alpha) if alpha else groups
     norms = torch.linalg.vector_norm(softened, dim=1)
     roots = torch.as_tensor(sizes, dtype=groups.dtype, device=groups.device).sqrt()
     cut = strength * (1 - alpha) * roots
     factors = torch.where(norms > cut, 1 - cut / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
-    return softened * factors[:, None]
+    shrunk = softened * factors[:, None]
+    if exempt:
+        strongest = torch.linalg.vector_norm(groups, dim=1).topk(min(exempt, len(groups))).indices
+        shrunk[strongest] = groups[strongest]
+    return shrunk
 
 
 def nuclear_norm(matrix: Tensor) -> float:

@@ -13,6 +13,7 @@ penalties by their exact proximal operators: low rank first, then groups, an alt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -58,7 +59,10 @@ class CompressionAware:
     hold_at    optimizer step from which the strengths are 0 and the structure reached is kept by projection:
                the rank that holds `energy` of Σσ, and the live filters, both rounded to the nearest multiple
                of `tile`. None: never.
+    tile       the device's channel multiple. Fewer channels or ranks than one tile are no faster, so with a tile
+               above 1 the strongest `tile` singular values and filters of a layer are exempt from shrinkage.
     skip       names of layers to leave alone.
+    low_rank_factors, group_factors    by layer name, multiples of τ and λ; 1 where a layer is not named.
 
     Steps that a gradient scaler skips do not count. All state is in `state_dict()`.
     """
@@ -80,6 +84,8 @@ class CompressionAware:
         tile: int = 1,
         energy: float = 1.0,
         skip: tuple[str, ...] = (),
+        low_rank_factors: Mapping[str, float] | None = None,
+        group_factors: Mapping[str, float] | None = None,
     ) -> None:
         if groups == "coupled":
             raise InputError("groups='coupled' needs the coupling walk, which is not there yet; use groups='filter'")
@@ -96,9 +102,13 @@ class CompressionAware:
         self.start_at, self.hold_at, self.tile, self.energy = start_at, hold_at, tile, energy
         self.layers = _layers(model, skip, needs_trace=group > 0 or scale == "folded")
         self._forms = {layer.name: _form(layer, form) for layer in self.layers.values()}
+        self._tau = _strengths(self.layers, low_rank, low_rank_factors or {})
+        grouped = {name: layer for name, layer in self.layers.items() if layer.has_groups}
+        self._lambda = dict.fromkeys(self.layers, 0.0) | _strengths(grouped, group, group_factors or {})
         self._lr_group = _parameter_groups(optimizer, self.layers)
         self._pending = [0.0] * len(optimizer.param_groups)
         self._steps = 0
+        self._exempt = tile if tile > 1 else 0
         self._held: dict[str, Held] | None = None
         optimizer.register_step_post_hook(self._count)
 
@@ -139,10 +149,11 @@ class CompressionAware:
         total = 0.0
         for layer in self.layers.values():
             kernel = layer.kernel(self.scale)
-            if self.low_rank and (form := self._forms[layer.name]):
-                total += self.low_rank * nuclear_norm(_matrix(form, kernel))
-            if self.group and layer.has_groups:
-                total += self.group * sparse_group_norm(_with_shift(layer, kernel), self.alpha, _size(kernel))
+            if self._tau[layer.name] and (form := self._forms[layer.name]):
+                total += self._tau[layer.name] * nuclear_norm(_matrix(form, kernel))
+            if self._lambda[layer.name]:
+                groups = _with_shift(layer, kernel)
+                total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, _size(kernel))
         return total
 
     @torch.no_grad()
@@ -186,11 +197,15 @@ class CompressionAware:
 
     def _shrink(self, layer: Layer, step_size: float) -> None:
         kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
-        if self.low_rank and (form := self._forms[layer.name]):
+        if self._tau[layer.name] and (form := self._forms[layer.name]):
             matrix = _matrix(form, kernel)
-            kernel = _kernel(form, nuclear_norm_prox(matrix, self._threshold(matrix, step_size)), kernel)
-        if self.group and layer.has_groups:
-            rows = sparse_group_prox(_with_shift(layer, kernel), step_size * self.group, self.alpha, _size(kernel))
+            kernel = _kernel(
+                form, nuclear_norm_prox(matrix, self._threshold(layer, matrix, step_size), self._exempt), kernel
+            )
+        if self._lambda[layer.name]:
+            strength = step_size * self._lambda[layer.name]
+            groups = _with_shift(layer, kernel)
+            rows = sparse_group_prox(groups, strength, self.alpha, _size(kernel), self._exempt)
             kernel = rows[:, : kernel[0].numel()].reshape(kernel.shape)
             shift = layer.shift()
             if shift is not None:
@@ -199,9 +214,9 @@ class CompressionAware:
         if layer.has_groups:
             layer.kill(~layer.live())
 
-    def _threshold(self, matrix: Tensor, step_size: float) -> float:
+    def _threshold(self, layer: Layer, matrix: Tensor, step_size: float) -> float:
         relative = float(torch.linalg.matrix_norm(matrix, 2)) if self.scale == "relative" else 1.0
-        return step_size * self.low_rank * relative
+        return step_size * self._tau[layer.name] * relative
 
     def _without_dead_inputs(self, layer: Layer, kernel: Tensor) -> Tensor:
         """Weights that only ever see a channel of zeros are zero: they count for no rank."""
@@ -225,7 +240,7 @@ class CompressionAware:
     def _dead_at_hold(self, layer: Layer) -> Tensor:
         """The dead filters, and the weakest of those above the nearest multiple of the tile."""
         live = layer.live()
-        if not (self.group and layer.has_groups):
+        if not self._lambda[layer.name]:
             return torch.zeros_like(live)
         norms = torch.linalg.vector_norm(_with_shift(layer, layer.kernel(self.scale)), dim=1)
         kept = min(int(live.sum()), _nearest_multiple(int(live.sum()), self.tile))
@@ -237,7 +252,7 @@ class CompressionAware:
     def _rank_at_hold(self, layer: Layer) -> int | None:
         """The rank that holds `energy`, to the nearest multiple of the tile; None where factors do not pay."""
         form = self._forms[layer.name]
-        if not self.low_rank or form is None:
+        if not self._tau[layer.name] or form is None:
             return None
         kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
         rank = _nearest_multiple(self._rank(_matrix(form, kernel))[0], self.tile)
@@ -293,6 +308,13 @@ def _layers(model: nn.Module, skip: tuple[str, ...], *, needs_trace: bool) -> di
     if not layers:
         raise InputError(f"{type(model).__name__} has no Conv1d, Conv2d or Linear layer to make small")
     return layers
+
+
+def _strengths(layers: dict[str, Layer], base: float, factors: Mapping[str, float]) -> dict[str, float]:
+    unknown = [name for name in factors if name not in layers]
+    if unknown:
+        raise InputError(f"factors name no layer '{unknown[0]}'; the layers are {', '.join(layers)}")
+    return {name: base * factors.get(name, 1.0) for name in layers}
 
 
 def _form(layer: Layer, requested: str) -> Form | None:

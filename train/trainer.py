@@ -176,6 +176,9 @@ def train(
         recipe=recipe,
         seed=seed,
         threads=threads,
+        data=data.name,
+        input_shape=data.image_shape,
+        classes=len(data.classes),
         torch_version=torch.__version__,
         device=device.type,
         steps=steps,
@@ -246,6 +249,8 @@ def _regularizer(
         tile=spec.tile,
         energy=spec.energy,
         skip=tuple(spec.skip),
+        low_rank_factors=spec.low_rank_factors,
+        group_factors=spec.group_factors,
     )
 
 

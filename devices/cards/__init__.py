@@ -1,0 +1,1 @@
+"""Device cards, one TOML file a board; read by `devices.card`."""

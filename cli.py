@@ -1,0 +1,236 @@
+"""The command line: each command reads its arguments, calls one stage, and prints where the result lies.
+
+Heavy packages are imported inside the commands, so that `rankfold --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from .errors import InputError, RankfoldError
+
+if TYPE_CHECKING:
+    from .records import Recipe
+
+app = typer.Typer(
+    name="rankfold",
+    help="Train networks small, fold them exactly, and prove on the board that they got faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+devices_app = typer.Typer(help="The boards rankfold knows: list them, probe one.", no_args_is_help=True)
+app.add_typer(devices_app, name="devices")
+
+Split = Literal["validation", "test"]
+DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
+
+
+def main() -> NoReturn:
+    """Run one command. Errors that a user can mend are one line on stderr and an exit code, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except RankfoldError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; nothing half-written is left, and a training run goes on with --resume")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone
+        code = 0
+    except typer.TyperException as error:
+        _complain(f"{error.format_message()}; see --help")
+        code = 2
+    sys.exit(code or 0)
+
+
+# --- train --------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Examples:  [bold]rankfold train glyphs-dec3[/]   "
+    "[bold]rankfold train my.toml --data chars.npz --set optimizer.lr=0.05 --resume[/]"
+)
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of one that comes along.")],
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/RECIPE-SEED]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides weights and the order of images.")] = 0,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change one key: key.path=value.")] = None,
+    threads: ThreadsOption = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
+) -> None:
+    """Train a network as a recipe says: checkpoint.safetensors, metrics.jsonl and train.json in a run folder."""
+    from .terminal import bars, epoch_line
+    from .train import data as datasets
+    from .train.recipe import load_recipe
+    from .train.trainer import RECORD, Progress
+    from .train.trainer import train as run
+
+    loaded = load_recipe(recipe, change or ())
+    folder = out or Path("runs") / f"{Path(recipe).stem}-{seed}"
+    (folder / RECORD).unlink(missing_ok=True)  # a run that is under way does not look done
+    dataset = datasets.load(loaded.data, data)
+    with bars() as new_bar:
+        bar = new_bar(Path(recipe).stem)
+
+        def show(progress: Progress) -> None:
+            if progress.row is not None:
+                print(epoch_line(progress.row), flush=True)
+            bar.show(progress.step, progress.steps, progress.left_s, f"loss {progress.loss:.3f}")
+
+        record = run(loaded, dataset, folder, seed=seed, threads=threads, resume=resume, on_progress=show)
+    print(
+        f"{folder / RECORD}: {record.validation_accuracy:.2%} of {dataset.name}'s validation split, "
+        f"{record.parameters:,} parameters, {record.train_s:.0f} s ({record.proximal_s / record.train_s:.1%} proximal)"
+    )
+    print(_promise(loaded, record.validation_accuracy))
+
+
+def _promise(recipe: Recipe, validation_accuracy: float) -> str:
+    promise = recipe.promise
+    text = f"the recipe promises {promise.metric} of at least {promise.at_least:.1%} on {promise.measured_on}"
+    if promise.metric != "validation_accuracy":
+        return text
+    return f"{text}: {'kept' if validation_accuracy >= promise.at_least else 'NOT kept here'}"
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example:  [bold]rankfold export runs/glyphs-dec3-0 --form spatial --tile 16[/]")
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder that `rankfold train` finished.")],
+    form: Annotated[str | None, typer.Option(help="channel, input-channel, spatial or linear.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Share of the sum of singular values to keep.")] = None,
+    tile: Annotated[str, typer.Option(help="Round ranks and widths up to this; auto: this machine's.")] = "auto",
+    parameters: Annotated[int | None, typer.Option(help="Instead of --energy: the most that fits.")] = None,
+) -> None:
+    """Write dense.onnx and compact.onnx, with the plan and its reasons, and the parity checks."""
+    from .stages import export_run
+    from .terminal import print_plan
+
+    plan = export_run(run_dir, form=form, energy=energy, tile=_tile(tile), parameters=parameters)
+    print_plan(plan)
+    print(run_dir / "compact.onnx")
+
+
+@app.command(epilog="Example:  [bold]rankfold evaluate runs/glyphs-dec3-0 --split test[/]")
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder that `rankfold export` finished.")],
+    data: DataOption = None,
+    split: Annotated[Split, typer.Option(help="Choose on validation; look at test once.")] = "test",
+) -> None:
+    """Score a run's dense and compact network with ONNX Runtime: evaluation.json."""
+    from .stages import evaluate_run
+
+    for score in evaluate_run(run_dir, data, split).scores:
+        print(f"{score.name}: {score.value:.2%} ({score.low:.2%} to {score.high:.2%}) of {score.n} {split} images")
+
+
+# --- bench, report ------------------------------------------------------------------------------------------
+
+
+@app.command(epilog='Example:  [bold]rankfold bench dense.onnx compact.onnx --gate "compact <= 0.8 * dense"[/]')
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
+    device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
+    threads: ThreadsOption = 1,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
+    session_config: Annotated[list[str] | None, typer.Option(help="key=value, checked against known keys.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=2, help="Launch pairs a variant.  [default: 8, or 24]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
+    gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
+) -> None:
+    """Measure models side by side, in paired launches, and write every sample to bench.json."""
+    from .runtime import gate as gates
+    from .stages import measure_models
+    from .terminal import print_bench
+
+    wanted = gates.parse(gate) if gate is not None else None
+    record = measure_models(
+        models,
+        output=output,
+        device=device,
+        threads=threads,
+        provider=provider,
+        session_config=_keys_and_values(session_config or []),
+        pairs=pairs,
+        seed=seed,
+    )
+    print_bench(record)
+    print(output)
+    if wanted is not None:
+        print(gates.judge(wanted, record))
+
+
+@app.command(epilog="Example:  [bold]rankfold report runs/glyphs-dec3-0 -o report.html[/]")
+def report(
+    source: Annotated[Path, typer.Argument(help="A run folder, a comparison folder, or a bench.json.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page.")] = None,
+    headline: Annotated[str | None, typer.Option(help="The variant the answer is about.")] = None,
+) -> None:
+    """Write the latency report: report.html, and report.md, report.csv and dashboard.json beside it."""
+    from .runtime.report import write_report
+
+    print(write_report(source, output, headline))
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+@devices_app.command("list")
+def devices_list() -> None:
+    """The devices there are cards for."""
+    from .devices import card
+
+    for name in card.names():
+        found = card.find(name)
+        print(f"{found.name:16} {found.transport:8} tested: {found.tested:12} {found.about}")
+
+
+@devices_app.command("probe", epilog="Example:  [bold]rankfold devices probe host[/]")
+def devices_probe(name: Annotated[str, typer.Argument(help="A device that `devices list` names.")]) -> None:
+    """What a device turns out to be: CPU, vector extensions, tile, versions, providers, clocks."""
+    from .stages import probe_device
+
+    facts, weather = probe_device(name)
+    print(facts.model_dump_json(indent=1))
+    print(weather.model_dump_json(indent=1))
+
+
+# --- arguments and errors -----------------------------------------------------------------------------------
+
+
+def _tile(text: str) -> int | None:
+    """A channel multiple; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise InputError(f"--tile {text!r}: expected auto or a whole number from 1 to 1024")
+    return int(text)
+
+
+def _keys_and_values(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--session-config {text!r}: expected key=value")
+        found[key] = value
+    return found
+
+
+def _complain(message: str) -> None:
+    """One line, whatever names from models or boards are in it."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in message).split())
+    print(f"rankfold: {line}", file=sys.stderr)

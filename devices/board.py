@@ -1,0 +1,389 @@
+"""The one file that runs on a board: probe it, and time one ONNX model in this process.
+
+Needs Python 3.8, numpy and onnxruntime 1.16, nothing else of rankfold; start it as `python -I board.py`.
+It reads one JSON request a line on stdin and answers each with one JSON line: the result, or
+{"error": text} when the request cannot be met. Any other failure ends the process with a traceback on
+stderr. It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import gc
+import glob
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # recent Linux wheels start an upload thread
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy only fills the inputs here; its pool must not compete
+
+# Vector extensions on which the runtime's kernels depend (names of /proc/cpuinfo, x86-64 and aarch64).
+ISA = {
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
+    "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16",
+    "sve", "sve2", "sme", "sme2",
+}  # fmt: skip
+
+# Session keys that change how a model runs (onnxruntime_session_options_config_keys.h and the strings of the
+# 1.32.0 wheel). The runtime takes an unknown key silently, so anything else is refused here.
+SESSION_KEYS = [
+    "session.intra_op.allow_spinning", "session.intra_op.spin_duration_us",
+    "session.intra_op.spin_backoff_max", "session.inter_op.allow_spinning",
+    "session.inter_op.spin_duration_us", "session.inter_op.spin_backoff_max", "session.force_spinning_stop",
+    "session.intra_op_thread_affinities", "session.dynamic_block_base", "session.set_denormal_as_zero",
+    "session.disable_prepacking", "session.prepack.enable_parallel", "session.disable_quant_qdq",
+    "session.enable_quant_qdq_cleanup", "session.disable_double_qdq_remover",
+    "session.disable_qdq_constant_folding", "session.qdqisint8allowed", "session.x64quantprecision",
+    "session.disable_cpu_ep_fallback", "session.graph_optimizations_loop_level",
+    "session.disable_aot_function_inlining", "session.use_deterministic_compute",
+    "optimization.enable_gelu_approximation", "optimization.enable_cast_chain_elimination",
+    "optimization.disable_specified_optimizers", "optimization.constant_folding_max_output_size_in_bytes",
+    "mlas.enable_gemm_fastmath_arm64_bfloat16", "mlas.disable_kleidiai", "mlas.kleidiai.conv_igemm_max_work",
+    "mlas.nchwc_depthwise_sliding", "mlas.nchwc_pointwise_conv_max_input_channel_batch",
+    "mlas.qnbit.force_fp32", "mlas.use_lut_gemm",
+]  # fmt: skip
+PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
+
+WARMUP_CHUNK_S = 0.05  # a median over 50 ms is steady enough to see a trend of 2 %
+WARMUP_LIMIT_S = 2.0  # caches, page faults and frequency settle in well under a second where it was tried
+WARMUP_STABLE = 0.02
+WARMUP_MAX_CHUNK = 500
+QUIET_POLL_S = 0.005
+QUIET_BUSY_SHARE = 0.1  # a spinning thread uses its core whole; a sleeping pool under a hundredth
+QUIET_LIMIT_S = 5.0
+
+
+class Refused(Exception):
+    """The request cannot be met; the text is for the person who asked."""
+
+
+def read(path: str) -> str | None:
+    """The text of a small system file, or None where there is none."""
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(1 << 20).strip("\0\n ")
+    except OSError:
+        return None
+
+
+def read_number(path: str, scale: float = 1.0) -> float | None:
+    """A system file that holds one number, times `scale`; None where there is none."""
+    try:
+        return float(read(path) or "") * scale
+    except ValueError:
+        return None
+
+
+def fields(path: str) -> dict[str, str]:
+    """The first `key: value` or `key=value` of each key in a system file."""
+    found: dict[str, str] = {}
+    for line in (read(path) or "").splitlines():
+        key, separator, value = line.partition("=" if "=" in line.split(":")[0] else ":")
+        if separator:
+            found.setdefault(key.strip(), value.strip().strip('"'))
+    return found
+
+
+def kilobytes(path: str, key: str) -> int | None:
+    """A `key: 123 kB` line of /proc, in bytes."""
+    words = fields(path).get(key, "").split()
+    return int(words[0]) * 1024 if words else None
+
+
+def affinity() -> list[int]:
+    """Cores this process may run on; empty where the system cannot say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def steal_s(cores: list[int]) -> float | None:
+    """Seconds since boot in which a hypervisor ran something else on `cores` (/proc/stat, eighth column)."""
+    names = {f"cpu{core}" for core in cores}
+    rows = [line.split() for line in (read("/proc/stat") or "").splitlines()]
+    stolen = [int(row[8]) for row in rows if row and row[0] in names and len(row) > 8]
+    return sum(stolen) / os.sysconf("SC_CLK_TCK") if stolen else None
+
+
+def throttled() -> str | None:
+    """The Raspberry Pi firmware's flags, or the count of x86 throttle events."""
+    flags = read("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    if flags is not None:
+        return "firmware 0x" + flags
+    counts = glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    return f"events {sum(read_number(path) or 0 for path in counts):g}" if counts else None
+
+
+def core_now(core: int) -> dict[str, Any]:
+    """Governor and frequency of one core, as far as the system says."""
+    folder = f"/sys/devices/system/cpu/cpu{core}/cpufreq/"
+    frequency = read_number(folder + "scaling_cur_freq", 1000)
+    return {
+        "core": core,
+        "governor": read(folder + "scaling_governor"),
+        "frequency_hz": None if frequency is None else int(frequency),
+    }
+
+
+def weather(request: dict[str, Any]) -> dict[str, Any]:
+    """What changes while one measures."""
+    zones = sorted(glob.glob("/sys/class/thermal/thermal_zone*"))
+    heat = {z: read_number(z + "/temp", 1e-3) for z in zones}  # the kernel gives millidegrees
+    return {
+        "load_1min": os.getloadavg()[0],
+        "memory_available_bytes": kilobytes("/proc/meminfo", "MemAvailable"),
+        "temperatures_c": {f"{os.path.basename(z)} {read(z + '/type')}": t for z, t in heat.items() if t is not None},
+        "throttled": throttled(),
+        "cores": [core_now(core) for core in affinity()],
+        "steal_s": steal_s(affinity()),
+    }
+
+
+def uses_nchwc(model: bytes) -> bool:
+    """Whether the runtime rewrites convolutions into its blocked layout: look into the optimised model."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with open(options.optimized_model_filepath, "rb") as file:
+            return b"com.microsoft.nchwc" in file.read()
+
+
+def probe(request: dict[str, Any]) -> dict[str, Any]:
+    """What the board is; `request["tile_model"]` is the base64 of a small convolution."""
+    import numpy
+    import onnxruntime as ort
+
+    cpu = fields("/proc/cpuinfo")
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    return {
+        "architecture": platform.machine(),
+        "cpu_model": cpu.get("model name") or read("/proc/device-tree/model") or platform.processor() or None,
+        "isa": sorted(ISA.intersection(flags)),
+        "logical_cores": os.cpu_count() or 1,
+        "affinity": affinity(),
+        "memory_bytes": kilobytes("/proc/meminfo", "MemTotal"),
+        "kernel": platform.system() + " " + platform.release(),
+        "os": fields("/etc/os-release").get("PRETTY_NAME"),
+        "hypervisor": "hypervisor" in flags if "flags" in cpu else None,  # aarch64 does not say
+        "python_version": platform.python_version(),
+        "numpy_version": numpy.__version__,
+        "onnxruntime_version": ort.__version__,
+        "providers": ort.get_available_providers(),
+        "nchwc": uses_nchwc(base64.b64decode(request["tile_model"])),
+    }
+
+
+def find_provider(asked: str) -> str:
+    """The runtime's name for `cpu`, `xnnpack`, …; refused where this runtime does not have it."""
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    short = {name.lower().replace("executionprovider", ""): name for name in available}
+    found = short.get(asked.lower().replace("executionprovider", ""))
+    if found is None:
+        raise Refused(f"provider '{asked}' is not in onnxruntime {ort.__version__} there; it has {', '.join(short)}")
+    return found
+
+
+def check_session_config(config: dict[str, str]) -> None:
+    """Refuse a key that the runtime would silently ignore."""
+    for key in config:
+        if key not in SESSION_KEYS:
+            near = difflib.get_close_matches(key, SESSION_KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else "see the runtime's list of session keys"
+            raise Refused(f"session key '{key}' is unknown; {hint}")
+
+
+def open_session(request: dict[str, Any], provider: str) -> Any:
+    """A session on the provider asked for, and on nothing else where that one can do without."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = request["threads"]
+    options.inter_op_num_threads = 1
+    for key, value in request["session_config"].items():
+        options.add_session_config_entry(key, value)
+    if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        options.add_session_config_entry(PLACEMENT_KEY, "1")
+    session = ort.InferenceSession(request["model"], options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise Refused(f"provider {provider} did not start; the runtime fell back to {session.get_providers()}")
+    return session
+
+
+def placement(session: Any, provider: str) -> dict[str, int]:
+    """Nodes of the optimised graph by provider; empty where this runtime cannot say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    nodes: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
+    if not nodes.get(provider):
+        raise Refused(f"no node of this model runs on {provider}; they run on {', '.join(nodes) or 'nothing'}")
+    return nodes
+
+
+def fixed_shape(name: str, shape: list[Any]) -> list[int]:
+    """The shape that is timed: an open first dimension is the batch, and becomes 1."""
+    fixed = [1 if axis == 0 and not isinstance(d, int) else d for axis, d in enumerate(shape)]
+    if not all(isinstance(d, int) and d > 0 for d in fixed):
+        raise Refused(f"input '{name}' has shape {shape}; only the first dimension may be open")
+    return fixed
+
+
+def make_input(kind: str, name: str, shape: list[int], seed: int) -> Any:
+    """A fixed array: normal numbers for floats, none denormal even in float16; small integers else."""
+    import numpy
+
+    rng = numpy.random.default_rng(seed)
+    kind = kind.replace("tensor(", "").replace(")", "")
+    floats = {"float": "float32", "double": "float64", "float16": "float16"}
+    if kind in floats:
+        normal = rng.standard_normal(shape)
+        return numpy.where(abs(normal) < 1e-3, 1e-3, normal).astype(floats[kind])
+    if kind in ("uint8", "int8"):
+        return rng.integers(0, 128, shape).astype(kind)
+    if kind in ("bool", "int16", "int32", "int64", "uint16", "uint32", "uint64"):
+        return numpy.zeros(shape, kind)  # an index must be in range whatever the table
+    raise Refused(f"input '{name}' is of type {kind}; a tensor of numbers is expected")
+
+
+def run_timed(session: Any, feed: dict[str, Any], runs: int) -> list[float]:
+    """Seconds of each of `runs` inferences."""
+    clock = time.perf_counter
+    samples = []
+    for _ in range(runs):
+        begin = clock()
+        session.run(None, feed)
+        samples.append(clock() - begin)
+    return samples
+
+
+def warm_up(session: Any, feed: dict[str, Any], first_s: float) -> list[float]:
+    """Run in chunks until the medians of two in a row agree, or the time is up; the seconds of all runs."""
+    runs = int(min(max(3, WARMUP_CHUNK_S / first_s), WARMUP_MAX_CHUNK))
+    samples = run_timed(session, feed, runs)
+    before = statistics.median(samples)
+    while sum(samples) < WARMUP_LIMIT_S:
+        chunk = run_timed(session, feed, runs)
+        samples += chunk
+        now = statistics.median(chunk)
+        if abs(now / before - 1) < WARMUP_STABLE:
+            break
+        before = now
+    return samples
+
+
+def wait_until_quiet() -> None:
+    """Wait until this process's threads sleep: a pool that still spins would slow whoever is timed next."""
+    for _ in range(int(QUIET_LIMIT_S / QUIET_POLL_S)):
+        before = time.process_time()
+        time.sleep(QUIET_POLL_S)
+        if time.process_time() - before < QUIET_BUSY_SHARE * QUIET_POLL_S:
+            return
+    raise Refused(f"threads still spin {QUIET_LIMIT_S:g} s after a run; lower session.intra_op.spin_duration_us")
+
+
+class Server:
+    """One model in this process, ready to be timed."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.cores = request["cores"]
+        self.threads = request["threads"]
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)  # before the runtime starts threads, which inherit it
+        check_session_config(request["session_config"])
+        provider = find_provider(request["provider"])
+        before_bytes = kilobytes("/proc/self/status", "VmRSS")
+        begin = time.perf_counter()
+        self.session = open_session(request, provider)
+        creation_s = time.perf_counter() - begin
+        shapes = {i.name: fixed_shape(i.name, i.shape) for i in self.session.get_inputs()}
+        self.feed = {
+            i.name: make_input(i.type, i.name, shapes[i.name], request["seed"]) for i in self.session.get_inputs()
+        }
+        gc.collect()
+        gc.disable()  # a collection inside a timed run would be counted as inference
+        first_s = run_timed(self.session, self.feed, 1)[0]
+        warmup_s = warm_up(self.session, self.feed, first_s)
+        self.rest()
+        self.facts = {
+            "session_creation_s": creation_s,
+            "first_run_s": first_s,
+            "warmup_s": warmup_s,
+            "baseline_rss_bytes": before_bytes,
+            "peak_rss_bytes": kilobytes("/proc/self/status", "VmHWM"),
+            "providers": self.session.get_providers(),
+            "nodes_by_provider": placement(self.session, provider),
+            "input_shapes": shapes,
+        }
+
+    def rest(self) -> None:
+        """End a turn: a pool of threads must sleep before another process is timed."""
+        if self.threads > 1:
+            wait_until_quiet()
+
+    def block(self, runs: int, dropped: int) -> dict[str, Any]:
+        """Time `runs` inferences after `dropped` that are not counted."""
+        import resource
+
+        run_timed(self.session, self.feed, dropped)
+        stolen = steal_s(self.cores)
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        cpu = time.process_time()
+        samples = run_timed(self.session, self.feed, runs)
+        answer = {
+            "samples_s": samples,
+            "cpu_s": time.process_time() - cpu,
+            "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+            "steal_s": None if stolen is None else max(0.0, (steal_s(self.cores) or 0.0) - stolen),
+        }
+        self.rest()
+        return answer
+
+
+def runtime_errors() -> Any:
+    """The exceptions of the runtime, which share no base class; none if it was not imported."""
+    state = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
+    kinds = [v for v in vars(state).values() if isinstance(v, type)] if state else []
+    return tuple(kind for kind in kinds if issubclass(kind, Exception))
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the runtime prints goes to stderr, never between two answers
+    server: Server | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["command"] == "serve":
+                server = Server(request)
+                answer = server.facts
+            elif request["command"] == "block" and server is not None:
+                answer = server.block(request["runs"], request["dropped"])
+            else:
+                answer = {"probe": probe, "weather": weather}[request["command"]](request)
+        except Refused as error:
+            answer = {"error": str(error)}
+        except runtime_errors() as error:
+            answer = {"error": " ".join(str(error).split())[:500]}
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        main()

@@ -1,0 +1,87 @@
+"""The seam between measuring and boards: a transport starts processes, a process answers requests.
+
+Answers come from another program and maybe another machine: they are checked here before anyone uses them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol, Self, TypeVar
+
+from pydantic import Field, ValidationError
+
+from ..errors import DeviceError, InputError
+from ..records import Part, first_problem
+
+Seconds = Annotated[float, Field(gt=0, lt=1e6)]
+Bytes = Annotated[int, Field(gt=0)]
+Text = Annotated[str, Field(max_length=256)]
+AnswerType = TypeVar("AnswerType", bound=Part)
+
+LOAD_LIMIT_S = 600.0  # a big model from a slow card, loaded, optimised and warmed up
+_MAX_ERROR_CHARACTERS = 500
+
+
+class BoardProcess(Protocol):
+    """One fresh process of board.py. Leaving the context ends it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Send one request and return its answer; DeviceError when none came within `limit_s`."""
+        ...
+
+
+class Transport(Protocol):
+    """The way to a board."""
+
+    def launch(self) -> BoardProcess:
+        """Start board.py in a fresh process there."""
+        ...
+
+
+class Session(Part):
+    """What a process says of the model it has loaded and warmed up."""
+
+    session_creation_s: Seconds
+    first_run_s: Seconds
+    warmup_s: list[Seconds] = Field(min_length=1, max_length=1_000_000)
+    baseline_rss_bytes: Bytes | None
+    peak_rss_bytes: Bytes | None
+    providers: list[Text] = Field(min_length=1, max_length=32)
+    nodes_by_provider: dict[Text, Annotated[int, Field(ge=0)]] = Field(max_length=32)
+    input_shapes: dict[Text, list[Annotated[int, Field(gt=0)]]] = Field(max_length=1024)
+
+
+class Samples(Part):
+    """One block of timed runs; `steal_s` and `cpu_s` are over the timed runs alone."""
+
+    samples_s: list[Seconds]
+    cpu_s: Annotated[float, Field(ge=0, lt=1e6)] | None
+    steal_s: Annotated[float, Field(ge=0, lt=1e6)] | None
+    involuntary_switches: Annotated[int, Field(ge=0)] | None
+
+
+def serve(process: BoardProcess, request: dict[str, Any]) -> Session:
+    """Load and warm up a model; `request` has model, threads, provider, session_config, cores and seed."""
+    return checked(Session, process.ask({"command": "serve", **request}, LOAD_LIMIT_S))
+
+
+def time_block(process: BoardProcess, runs: int, dropped: int, limit_s: float) -> Samples:
+    """Time `runs` inferences after `dropped` uncounted ones."""
+    block = checked(Samples, process.ask({"command": "block", "runs": runs, "dropped": dropped}, limit_s))
+    if len(block.samples_s) != runs:
+        raise DeviceError(f"the board answered {len(block.samples_s)} samples to a block of {runs}; run again")
+    return block
+
+
+def checked(kind: type[AnswerType], answer: dict[str, Any]) -> AnswerType:
+    """The board's answer as a `kind`, or its refusal as an InputError, or what is wrong with it."""
+    if "error" in answer:
+        text = str(answer["error"])[:_MAX_ERROR_CHARACTERS]
+        raise InputError("".join(c if c.isprintable() else " " for c in text))
+    try:
+        return kind.model_validate(answer)
+    except ValidationError as error:
+        raise DeviceError(f"the board's answer is malformed: {first_problem(error)}") from error

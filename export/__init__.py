@@ -1,0 +1,19 @@
+"""Choose the small graph and write it: onnx, onnx_ir, numpy. No torch but in from_torch.py.
+
+forms.py       the factorisation forms: einops pattern, factor shapes, MACs      kernel ↔ matrix, factors
+decompose.py   singular values, truncated SVD, ranks                             kernel → Factors
+graphs.py      ONNX files in and out, questions asked of a graph                 path → model → bytes
+layers.py      every Conv and Gemm, its kernel, geometry and name                model → layers
+coupling.py    which channels live and die together                              graph → union-find
+constants.py   which channels carry a constant                                   graph → constants by value
+choose.py      ranks by energy or for a number of parameters                     model → Plan
+passes/        one graph pass a file                                             model → model, in place
+reference.py   a graph in float64                                                model, inputs → outputs
+sessions.py    ONNX Runtime sessions, for outputs and never for times            bytes → session
+parity.py      outputs against the float64 truth                                 two models → ParityCheck
+shrink.py      all of it in order                                                dense.onnx → compact.onnx, Plan, Parity
+evaluate.py    top-1 accuracy with its interval                                  model, data → Score
+from_torch.py  a module as an ONNX file (needs torch)                            module → dense.onnx, checks
+
+forms.py and decompose.py import numpy and einops only, so that training can share them.
+"""

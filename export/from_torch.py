@@ -1,0 +1,161 @@
+"""A torch module as an ONNX file: the only file of export that needs torch.
+
+The graph keeps BatchNormalization as it is: folding it is our own exact pass, for every model alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from ..errors import CheckFailed, InputError
+from ..files import write_bytes
+from ..records import ParityCheck
+from .graphs import IR_VERSION
+from .parity import BATCHES, EXACT_FACTOR, FLOOR, difference, one_line, run
+from .passes.canonicalize import canonicalize
+
+# The newest opset that the dynamo exporter writes natively and ONNX Runtime 1.16 and later read (they go to
+# 19); a lower one would need onnx's version converter, which the exporter itself warns about.
+OPSET = 18
+NEW, OLD = "torch.onnx dynamo", "torch.onnx torchscript"
+
+# Warnings of the exporters about themselves; anything else a model causes is passed on.
+_OWN_WARNINGS = (
+    (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
+    (DeprecationWarning, r".*legacy TorchScript-based ONNX export.*"),
+    (DeprecationWarning, r".*torch\.onnx.*"),
+    (UserWarning, r".*Exporting a model to ONNX with.*"),
+)
+_EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, KeyError)
+
+
+def to_onnx(module: torch.nn.Module, example_input: torch.Tensor, path: Path) -> tuple[str, list[ParityCheck]]:
+    """Write `module` to `path` with a symbolic batch; returns the exporter that succeeded, and its checks.
+
+    `example_input` is n×…, n ≥ 2. Input and output are named `input` and `output`, the first axis `batch`. Checked
+    at batch 1 and 8 against the module in float64: the error is at most 4 times the float32 module's own. The
+    older exporter is used when the newer one fails or differs; when both do, CheckFailed, and nothing is written.
+    """
+    failures = []
+    with _evaluating(module):
+        for name, export in ((NEW, _dynamo), (OLD, _torchscript)):
+            try:
+                with _quiet():
+                    content = _tidied(export(module, example_input))
+            except _EXPORT_ERRORS as error:
+                failures.append(f"{name}: {type(error).__name__}: {one_line(error)}")
+                continue
+            checks = [_check(module, example_input, content, batch, name) for batch in BATCHES]
+            if all(check.passed for check in checks):
+                write_bytes(path, content)
+                return name, checks
+            failures.append(f"{name}: relative error {max(check.relative for check in checks):.2g}")
+    raise CheckFailed(f"expected an ONNX model that agrees with torch, found {'; '.join(failures)}")
+
+
+def _dynamo(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
+    """Without its optimiser, which folds BatchNorm and fuses on its own account; constants are folded only."""
+    from onnxscript import optimizer
+
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None, "the dynamo exporter returns a program"
+    model = program.model
+    optimizer.fold_constants(model)
+    return model
+
+
+def _torchscript(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
+    """The older exporter; `PRESERVE` keeps it from folding BatchNorm and renaming the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            module,
+            (example,),
+            path,
+            dynamo=False,
+            verbose=False,
+            opset_version=OPSET,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        )
+        return ir.from_proto(onnx.load_model(path))
+
+
+def _tidied(model: ir.Model) -> bytes:
+    canonicalize(model)
+    model.ir_version = IR_VERSION
+    model.producer_name = "pytorch"
+    for node in model.graph:
+        node.metadata_props.clear()  # the exporter's stack traces: machine paths, and most of the file
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _check(module: torch.nn.Module, example: torch.Tensor, content: bytes, batch: int, exporter: str) -> ParityCheck:
+    generator = torch.Generator().manual_seed(batch)
+    numbers = torch.randn(batch, *example.shape[1:], generator=generator)
+    with torch.no_grad():
+        truth = [copy.deepcopy(module).double()(numbers.double()).numpy()]
+        own, _ = difference([module(numbers).numpy()], truth)
+    try:
+        relative, absolute = difference(run(content, {"input": numbers.numpy()}), truth)
+    except InputError:
+        relative = absolute = float("inf")
+    bound = max(EXACT_FACTOR * own, FLOOR)
+    largest = torch.finfo(torch.float64).max
+    return ParityCheck(
+        what=f"export by {exporter}",
+        batch=batch,
+        relative=min(relative, largest),
+        absolute=min(absolute, largest),
+        bound=bound,
+        passed=relative <= bound,
+    )
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks about themselves from users."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category, message in _OWN_WARNINGS:
+                warnings.filterwarnings("ignore", message=message, category=category)
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,150 @@
+"""ONNX files in and out as onnx_ir models, and the few questions every pass asks of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
+
+from ..errors import InputError
+from ..files import write_bytes
+
+# Opset 18 belongs to IR version 8 (ONNX 1.13); runtimes refuse files with a newer IR version than theirs,
+# and ONNX Runtime 1.16, the oldest we promise to run on, reads 9 at most.
+IR_VERSION = 8
+_MAX_PROTOBUF_BYTES = 2**31 - 1
+
+
+def load(path: Path | str) -> ir.Model:
+    """Read and check an ONNX file. Raises InputError, one line: missing, truncated, no ONNX, NaN weights."""
+    try:
+        proto = onnx.load_model(str(path))
+        onnx.checker.check_model(proto, full_check=False)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        found = "an empty file" if Path(path).stat().st_size == 0 else _first_line(error)
+        raise InputError(f"{path}: expected an ONNX model, found {found}; export or copy it again") from error
+    model = ir.from_proto(proto)
+    _check_finite(model, path)
+    return model
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write as one file with embedded weights, whole or not at all."""
+    write_bytes(path, serialize(model))
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The file's bytes. Raises InputError above protobuf's limit of 2 GB."""
+    model.ir_version = min(model.ir_version, IR_VERSION) if _opset(model) <= 18 else model.ir_version
+    proto = ir.to_proto(model)
+    if proto.ByteSize() > _MAX_PROTOBUF_BYTES:
+        raise InputError("the model is larger than 2 GB, more than one ONNX file holds; make it smaller")
+    return proto.SerializeToString(deterministic=True)
+
+
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)
+
+
+def array(value: ir.Value | None) -> NDArray | None:
+    """A constant's numbers (initialiser or Constant node), or None for an activation or an absent input."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The node's input, None where it is optional and absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def sizes(value: ir.Value | None) -> list[int | None]:
+    """The value's dimensions, None where one is symbolic; empty when the rank is unknown."""
+    if value is None or value.shape is None:
+        return []
+    return [dimension if isinstance(dimension, int) else None for dimension in value.shape]
+
+
+def add_initializer(graph: ir.Graph, name: str, numbers: NDArray) -> ir.Value:
+    """Register `numbers` under `name`, or under `name_2`, … when that is taken."""
+    value = ir.Value(name=unique(name, graph.initializers), const_value=ir.tensor(numbers))
+    set_array(value, numbers)
+    graph.register_initializer(value)
+    return value
+
+
+def set_array(value: ir.Value, numbers: NDArray) -> None:
+    """Give an initialiser new numbers, and the type and shape that go with them."""
+    value.const_value = ir.tensor(np.ascontiguousarray(numbers), name=value.name)
+    value.shape = ir.Shape(numbers.shape)
+    value.dtype = value.const_value.dtype
+
+
+def own_input(node: ir.Node, index: int, numbers: NDArray, name: str) -> None:
+    """Make `numbers` the node's constant input `index`, without touching other readers of the old one."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph), f"node {node.name!r} is in no graph"
+    value = input_at(node, index)
+    if value is not None and value.is_initializer() and len(value.uses()) == 1:
+        set_array(value, numbers)
+        return
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, add_initializer(graph, name, numbers))
+
+
+def remove_node(node: ir.Node, replacement: ir.Value) -> None:
+    """Drop a node of one output; its readers, and the graph's outputs by name, get `replacement`."""
+    output, graph = node.outputs[0], node.graph
+    assert graph is not None, f"node {node.name!r} is in no graph"
+    is_output, name = output.is_graph_output(), output.name
+    output.replace_all_uses_with(replacement, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if is_output:
+        replacement.name = name
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove initialisers that no node reads any more."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def refresh_shapes(model: ir.Model) -> None:
+    """Forget the shapes of all intermediate values and infer them again."""
+    for node in model.graph:
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+    # data propagation carries the batch's symbol through Shape and Concat into Reshape
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def unique(name: str, taken: object) -> str:
+    """`name`, or the first of `name_2`, `name_3`, … that is not in `taken`."""
+    assert hasattr(taken, "__contains__")
+    candidates: Iterator[str] = (name if n == 1 else f"{name}_{n}" for n in range(1, 1_000_000))
+    return next(candidate for candidate in candidates if candidate not in taken)  # pyright: ignore
+
+
+def _check_finite(model: ir.Model, path: Path | str) -> None:
+    for name, value in model.graph.initializers.items():
+        numbers = array(value)
+        if numbers is None or numbers.dtype.kind != "f" or numbers.ndim == 0:
+            continue  # scalars may be infinite: a Clip without an upper end, a mask's fill
+        if not np.isfinite(numbers).all():
+            raise InputError(
+                f"{path}: expected finite weights, found NaN or infinity in '{name}'; train or export it again"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,10 @@
+"""One graph pass a file, in place on an onnx_ir model; what a pass returns says what it did.
+
+canonicalize     constants become initialisers, flattening reshapes Flatten nodes, layers get names
+fold_batchnorm   BatchNormalization into the layer before it                                      exact
+fold_channels    dead channels out of every layer they touch                                      exact
+factorize        the layers of a plan become two convolutions each                                lossy
+flush_denormals  weights too small for the fast path become zero                                  exact
+simplify         onnxsim, its result untouched by trust: parity is checked outside
+Every pass is idempotent. Enters: a model with inferred shapes. Leaves: the same, shapes fresh.
+"""

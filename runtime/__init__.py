@@ -1,0 +1,10 @@
+"""Measure what models really cost on a device. ONNX files enter; bench.json leaves, and a report from it.
+
+measure.py   launch pairs of processes and interleave their blocks: raw samples, and all that was true then
+turns.py     options, and who is timed when and for how long
+stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
+diagnose.py  cautions: what looks wrong in a measurement, each with a remedy
+gate.py      judge a claim such as "compact <= 0.8 * dense" by the whole interval
+costs.py     count multiply-accumulates and parameters of an ONNX graph
+report/      one assembled record and its small writers
+"""

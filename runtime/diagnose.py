@@ -1,0 +1,219 @@
+"""What looks wrong in a measurement, each with a remedy. Every caution is one function from a bench to lines.
+
+Most are read off the samples: a hypervisor may report no steal while whole launches run slow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from statistics import median, quantiles
+
+from ..records import Bench, Block, Caution
+from .stats import pairs_wanted
+
+# Medians of the launches of one file lie within 1 % on a quiet machine; 6 % apart is another mode.
+_MODES_GAP = 1.06
+# A block whose median is 15 % above its launch's fast quarter met something; one in ten is no accident.
+_BURST_FACTOR, _BURST_SHARE = 1.15, 0.1
+_WIDE_HALF_WIDTH = 0.02  # twice what 8 pairs at one thread give on a shared machine
+_MANY_PAIRS = 200  # nobody waits for more
+_STEAL_SHARE = 0.005
+_SWITCHES_PER_S = 20.0  # kernel threads alone give a few; a competitor on the same core some hundreds
+_LOAD_SHARE = 0.3  # of the cores, in runnable processes before we began
+_FREQUENCY_CHANGE = 0.05
+_CALL_OVERHEAD_S = 50e-6  # entering the runtime from Python and back takes some 5 to 10 µs
+_CLOCK_SHARE = 0.005
+_PI_THROTTLED_NOW = 0xF  # low four bits of the Raspberry Pi firmware's get_throttled
+
+
+def diagnose(bench: Bench) -> list[Caution]:
+    """All cautions that a bench deserves, the gravest kinds first."""
+    return [Caution(what=what, remedy=remedy) for check in _CHECKS for what, remedy in check(bench)]
+
+
+Findings = Iterator[tuple[str, str]]
+
+
+def _few_pairs(bench: Bench) -> Findings:
+    wanted = pairs_wanted(bench.context.threads)
+    for comparison in bench.comparisons:
+        if comparison.pairs < wanted:
+            yield (
+                f"{comparison.variant}: {comparison.pairs} pairs, an interval wants {wanted} at "
+                f"{bench.context.threads} thread(s)",
+                f"measure with {wanted} pairs or more",
+            )
+
+
+def _wide_interval(bench: Bench) -> Findings:
+    for comparison in bench.comparisons:
+        half = math.log(comparison.high / comparison.low) / 2
+        if half > _WIDE_HALF_WIDTH:
+            pairs = math.ceil(comparison.pairs * (half / _WIDE_HALF_WIDTH) ** 2)
+            enough = f"measure with {pairs} pairs" if pairs <= _MANY_PAIRS else "more pairs will hardly do"
+            yield (
+                f"{comparison.variant}: the interval is ±{half:.1%} wide",
+                f"{enough}; or choose a quieter machine, or fewer threads",
+            )
+
+
+def _modes(bench: Bench) -> Findings:
+    for name, launches in _block_medians(bench).items():
+        medians = sorted(median(blocks) for blocks in launches)
+        gap, below = max(((b / a, a) for a, b in pairwise(medians)), default=(1.0, 0.0))
+        if gap > _MODES_GAP:
+            slow = sum(m > below for m in medians)
+            yield (
+                f"{name}: launches fall into modes, {slow} of {len(medians)} are {gap - 1:.0%} slower or more",
+                "the interval covers it, a single launch does not: add pairs; pin cores; check what else runs",
+            )
+
+
+def _bursts(bench: Bench) -> Findings:
+    for name, launches in _block_medians(bench).items():
+        slow = sum(m > _BURST_FACTOR * _fast_quarter(blocks) for blocks in launches for m in blocks)
+        share = slow / sum(len(blocks) for blocks in launches)
+        if share > _BURST_SHARE:
+            yield (
+                f"{name}: {share:.0%} of the blocks are over {_BURST_FACTOR - 1:.0%} slower than their launch's best",
+                "something else takes the cores in bursts: stop it or measure on other cores",
+            )
+
+
+def _steal(bench: Bench) -> Findings:
+    blocks = [b for pair in bench.pairs for b in pair.blocks if b.steal_s is not None]
+    share = sum(b.steal_s or 0.0 for b in blocks) / max(_timed_s(blocks), 1e-9)
+    if share > _STEAL_SHARE:
+        yield (
+            f"the hypervisor took {share:.1%} of the timed seconds",
+            "measure on a machine of its own, or when its neighbours are quiet",
+        )
+
+
+def _switches(bench: Bench) -> Findings:
+    blocks = [b for pair in bench.pairs for b in pair.blocks if b.involuntary_switches is not None]
+    rate = sum(b.involuntary_switches or 0 for b in blocks) / max(_timed_s(blocks), 1e-9)
+    if rate > _SWITCHES_PER_S:
+        yield (
+            f"timed runs were interrupted {rate:.0f} times a second",
+            "another process uses the same cores: stop it or choose other cores",
+        )
+
+
+def _load(bench: Bench) -> Findings:
+    load, cores = bench.context.weather_before.load_1min, bench.context.facts.logical_cores
+    if load is not None and load > _LOAD_SHARE * cores:
+        yield (
+            f"the machine was busy before we began: load {load:.1f} on {cores} cores",
+            "stop other work, wait a minute and measure again",
+        )
+
+
+def _governor(bench: Bench) -> Findings:
+    cores = bench.context.cores
+    slow = {c.governor for c in bench.context.weather_before.cores if c.core in cores and c.governor}
+    if slow - {"performance"}:
+        yield (
+            f"frequency governor {', '.join(sorted(slow))}: the clock follows the load",
+            "set the governor to performance while measuring (cpupower frequency-set -g performance)",
+        )
+
+
+def _throttling(bench: Bench) -> Findings:
+    before, after = bench.context.weather_before, bench.context.weather_after
+    stamps = [w.throttled for w in (before, after) if w and w.throttled]
+    if len(set(stamps)) > 1 or any(_throttled_now(stamp) for stamp in stamps):
+        yield (
+            f"the processor was throttled (flags {' then '.join(dict.fromkeys(stamps))})",
+            "cool it, check its power supply, and measure again",
+        )
+
+
+def _frequency(bench: Bench) -> Findings:
+    context = bench.context
+    if context.weather_after is None:
+        return
+    after = {c.core: c.frequency_hz for c in context.weather_after.cores}
+    for core in context.weather_before.cores:
+        now = after.get(core.core)
+        if core.core not in context.cores or not core.frequency_hz or not now:
+            continue
+        if abs(now / core.frequency_hz - 1) > _FREQUENCY_CHANGE:
+            yield (
+                f"core {core.core} changed from {core.frequency_hz / 1e6:.0f} to {now / 1e6:.0f} MHz",
+                "fix the frequency or the governor, let the board cool, and measure again",
+            )
+
+
+def _short(bench: Bench) -> Findings:
+    for name, launches in _block_medians(bench).items():
+        latency_s = median(m for blocks in launches for m in blocks)
+        if latency_s < _CALL_OVERHEAD_S:
+            yield (
+                f"{name}: a run takes {latency_s * 1e6:.0f} µs, of which the call itself is a large part",
+                "read its ratio as that of the calls; time it inside the larger model it belongs to",
+            )
+
+
+def _coarse_clock(bench: Bench) -> Findings:
+    for name in (variant.name for variant in bench.variants):
+        samples = sorted(s for p in bench.pairs for b in p.blocks if b.variant == name for s in b.samples_s)
+        steps = [b - a for a, b in pairwise(samples) if b - a > 1e-12]
+        if len(steps) > 1 and min(steps) > _CLOCK_SHARE * median(samples):
+            yield (
+                f"{name}: the clock advances in steps of {min(steps) * 1e6:.0f} µs, too coarse for its runs",
+                "use a board with a finer clock, or time a larger model",
+            )
+
+
+def _providers(bench: Bench) -> Findings:
+    used = {
+        variant.name: sorted({p for launch in variant.launches for p, n in launch.nodes_by_provider.items() if n})
+        for variant in bench.variants
+    }
+    if len({tuple(providers) for providers in used.values()}) > 1:
+        yield (
+            "not all models run on the same providers: "
+            + "; ".join(f"{name} on {', '.join(providers) or 'unknown'}" for name, providers in used.items()),
+            "see which nodes fall back; the ratio compares processors, not only models",
+        )
+
+
+def _hypervisor(bench: Bench) -> Findings:
+    if bench.context.facts.hypervisor:
+        yield (
+            "a virtual machine: it may be slowed without saying so (steal can read 0)",
+            "trust the interval, not one launch; confirm on the device itself",
+        )
+
+
+_CHECKS = (
+    _few_pairs, _wide_interval, _modes, _bursts, _steal, _switches, _throttling, _frequency, _governor, _load,
+    _providers, _short, _coarse_clock, _hypervisor,
+)  # fmt: skip
+
+
+def _block_medians(bench: Bench) -> dict[str, list[list[float]]]:
+    """Of each variant, of each of its launches, the medians of the blocks in seconds."""
+    medians: dict[str, list[list[float]]] = {}
+    for pair in bench.pairs:
+        for name in dict.fromkeys(block.variant for block in pair.blocks):
+            blocks = [median(block.samples_s) for block in pair.blocks if block.variant == name]
+            medians.setdefault(name, []).append(blocks)
+    return medians
+
+
+def _fast_quarter(blocks: list[float]) -> float:
+    return quantiles(blocks, n=4, method="inclusive")[0] if len(blocks) > 1 else blocks[0]
+
+
+def _timed_s(blocks: list[Block]) -> float:
+    return sum(sum(block.samples_s) for block in blocks)
+
+
+def _throttled_now(stamp: str) -> bool:
+    flags = re.fullmatch(r"firmware 0x(?:0x)?([0-9a-fA-F]+)", stamp)
+    return bool(flags and int(flags[1], 16) & _PI_THROTTLED_NOW)

@@ -1,0 +1,77 @@
+"""The report: one record is assembled from a folder, and small writers turn it into pages and rows.
+
+In: bench.json (required) and, where present, evaluation.json, plans, parities, training records, recipe.toml.
+Out: report.html, report.md, report.csv and dashboard.json, the same bytes for the same input.
+
+assemble.py   reads a folder and joins its records by variant          folder → Report
+commands.py   the command lines that would measure it again           Bench → command lines
+answer.py     the verdict and the sentences that open the page         Report → Answer
+units.py      numbers as text: milliseconds, sizes, intervals          float → str
+tables.py     every table of the page as plain text cells, and CSV     Report → Table, CSV
+svg.py        scales, ticks and SVG elements with escaped content      values → Markup
+plots.py      the figures                                              Report → Figure
+context.py    the board, the session and the weather as rows           Bench → rows
+html.py       page.html and page.css filled in                         Report → HTML
+markdown.py   the same page for a terminal or a pull request           Report → Markdown
+dashboard.py  rows for github-action-benchmark                         Report → JSON
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ...files import write_text
+
+if TYPE_CHECKING:
+    from .assemble import Report
+
+__all__ = ["write_report"]
+
+
+def write_report(source: Path, output: Path | None = None, headline: str | None = None) -> Path:
+    """Write report.html, and beside it report.md, report.csv and dashboard.json; return the HTML's path.
+
+    `source` is a run folder, a comparison folder or a bench.json; `output` a folder or a path that ends in
+    .html (default: report.html beside bench.json); `headline` names the variant that the answer is about.
+    Raises InputError for records that are missing, broken or measured under an emulator.
+    """
+    from .assemble import assemble, bench_path
+    from .dashboard import dashboard_text
+    from .markdown import markdown_text
+    from .tables import csv_text
+
+    source = bench_path(Path(source))
+    page = _page_path(source, output)
+    report = assemble(source, headline)
+    texts = {
+        page: _html_text(report),
+        page.with_suffix(".md"): markdown_text(report),
+        page.with_suffix(".csv"): csv_text(report),
+        page.with_name("dashboard.json"): dashboard_text(report),
+    }
+    for path, text in texts.items():
+        write_text(path, text)
+    return page
+
+
+def _page_path(bench: Path, output: Path | None) -> Path:
+    if output is None:
+        return bench.parent / "report.html"
+    output = Path(output)
+    if output.is_dir():
+        return output / "report.html"
+    if output.suffix != ".html":
+        raise InputError(f"{output}: expected a folder or a name that ends in .html; give another output")
+    return output
+
+
+def _html_text(report: Report) -> str:
+    try:
+        from .html import html_text
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "markupsafe"):
+            raise
+        raise InputError("the report needs jinja2; install it with: pip install 'rankfold[report]'") from error
+    return html_text(report)

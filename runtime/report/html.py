@@ -1,0 +1,76 @@
+"""The page: page.html and page.css filled in by jinja2, everything inline, nothing fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from .answer import answer
+from .assemble import Report
+from .context import context_rows
+from .plots import figures, training_figures
+from .tables import (
+    files_table,
+    groups_table,
+    layers_table,
+    parity_table,
+    realised_table,
+    training_table,
+    variants_table,
+)
+from .units import one_line
+
+_HERE = Path(__file__).parent
+
+
+def html_text(report: Report) -> str:
+    """The whole page as HTML; the same text for the same report."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        answer=answer(report),
+        where=where(report),
+        files=files_table(report),
+        variants=variants_table(report),
+        figures=figures(report),
+        realised=realised_table(report),
+        plans=_plans(report),
+        parity=parity_table(report),
+        training=training_table(report),
+        training_figures=training_figures(report),
+        cautions=report.cautions,
+        context=context_rows(report.bench),
+        commands=report.commands,
+        recipe=report.recipe,
+    )
+
+
+def where(report: Report) -> list[str]:
+    """The line above the title: the device, its processor, the runtime, the start."""
+    context = report.bench.context
+    threads = f"{context.threads} thread{'' if context.threads == 1 else 's'}"
+    runtime = f"onnxruntime {context.facts.onnxruntime_version}"
+    words = [context.device, context.facts.cpu_model, threads, runtime, context.started_at]
+    return [one_line(word) for word in words if word]
+
+
+def _plans(report: Report) -> list[dict[str, object]]:
+    """The headline's plan first and open, those of the others folded."""
+    ordered = sorted((row for row in report.rows if row.side.plan), key=lambda row: row.role != "headline")
+    return [
+        {
+            "name": one_line(row.name),
+            "open": row.role == "headline",
+            "tile": row.side.plan.tile if row.side.plan else None,
+            "tables": [table for table in (layers_table(row), groups_table(row)) if table],
+        }
+        for row in ordered
+    ]

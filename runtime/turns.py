@@ -1,0 +1,94 @@
+"""Who is timed when, where and for how long: pure decisions, made before the first sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import InputError
+from ..records import Facts
+from .stats import pairs_wanted
+
+# A block should last 5 ms, so that the turn between two processes is small beside it, but not over 0.5 s,
+# so that baseline and variant alternate faster than a machine drifts.
+_BLOCK_MIN_S, _BLOCK_MAX_S = 0.005, 0.5
+_BLOCK_MIN_RUNS, _BLOCK_MAX_RUNS = 3, 1000
+# Timed seconds of a pair; with two process starts of some 0.4 s, 8 pairs of a 1 ms model take about 10 s.
+_PAIR_S = 0.5
+_COUPLES_MIN, _COUPLES_MAX = 2, 20
+_BLOCK_LIMIT_S, _BLOCK_LIMIT_FACTOR = 60.0, 20.0  # a turn that takes 20 times what was expected hangs
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure. `pairs=None` takes 8 launch pairs a variant at one thread and 24 at more.
+
+    `cores` is the mask of every process; None takes as many as there are threads, from the last one down
+    (interrupts go to the first). `block_runs` is the least number of counted runs in a turn, fewer only for
+    models so slow that a turn would last over half a second.
+    """
+
+    threads: int = 1
+    provider: str = "cpu"
+    session_config: Mapping[str, str] = field(default_factory=dict)
+    pairs: int | None = None
+    block_runs: int = 20
+    dropped_runs: int = 2
+    cores: tuple[int, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Runs of a block, couples of blocks of a pair, seconds after which a block hangs."""
+
+    runs: int
+    couples: int
+    limit_s: float
+
+
+def checked_pairs(options: Options) -> int:
+    """Launch pairs for each variant; InputError for an option out of range."""
+    for what, value, least in (
+        ("threads", options.threads, 1),
+        ("pairs", options.pairs, 2),
+        ("block_runs", options.block_runs, 1),
+        ("dropped_runs", options.dropped_runs, 0),
+        ("seed", options.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{what} is {value}; use {least} or more")
+    return pairs_wanted(options.threads) if options.pairs is None else options.pairs
+
+
+def choose_cores(options: Options, facts: Facts) -> list[int]:
+    """The core mask of every process; empty where the system cannot pin."""
+    available = facts.affinity
+    if options.cores is not None:
+        if missing := set(options.cores) - set(available):
+            raise InputError(f"cores {sorted(missing)} are not available, only {available}; choose among these")
+        if options.threads > len(set(options.cores)):
+            raise InputError(f"{options.threads} threads do not fit on cores {sorted(set(options.cores))}; add cores")
+        return sorted(set(options.cores))
+    if available and options.threads > len(available):
+        raise InputError(f"{options.threads} threads asked, {len(available)} cores available; use fewer threads")
+    return available[-options.threads :]
+
+
+def choose_turns(run_s: Sequence[float], options: Options) -> Turns:
+    """Length and number of the turns, the same for all models, from the seconds that a run of each takes."""
+    fastest, slowest = min(run_s), max(run_s)
+    runs = max(options.block_runs, round(_BLOCK_MIN_S / fastest))
+    runs = max(_BLOCK_MIN_RUNS, min(runs, round(_BLOCK_MAX_S / slowest), max(options.block_runs, _BLOCK_MAX_RUNS)))
+    couple_s = 2 * (runs + options.dropped_runs) * sum(run_s) / len(run_s)
+    couples = min(max(_PAIR_S / couple_s, _COUPLES_MIN), _COUPLES_MAX)
+    expected_s = (runs + options.dropped_runs) * slowest
+    return Turns(runs, 2 * round(couples / 2), _BLOCK_LIMIT_S + _BLOCK_LIMIT_FACTOR * expected_s)
+
+
+def mirrored_order(names: tuple[str, str], couples: int, seed: int) -> list[str]:
+    """Who is timed when: couples in random order, then the same backwards, so that steady drift cancels."""
+    rng = random.Random(seed)
+    half = [name for _ in range(couples // 2) for name in rng.choice([names, names[::-1]])]
+    return half + half[::-1]

@@ -1,0 +1,139 @@
+"""The stages of a run as the commands and the benchmarks call them: each reads files and leaves files.
+
+run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, plan.json, parity.json
+→ evaluation.json, bench.json → report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from .errors import InputError
+from .records import Bench, Evaluation, Facts, Parity, Plan, Score, TrainRecord, Weather
+from .terminal import bars
+
+Split = Literal["validation", "test"]
+DENSE, COMPACT = "dense.onnx", "compact.onnx"
+
+
+def export_run(
+    run_dir: Path,
+    *,
+    form: str | None = None,
+    energy: float | None = None,
+    tile: int | None = None,
+    parameters: int | None = None,
+) -> Plan:
+    """Write a finished run's dense.onnx and compact.onnx, plan.json and parity.json.
+
+    `form` and `energy` default to the recipe's own, `tile` to this machine's; with `parameters` the energy is
+    the largest, one for all layers, whose network has at most that many.
+    """
+    import torch
+
+    from .export.from_torch import to_onnx
+    from .export.shrink import prepare_dense, shrink
+    from .train import checkpoint
+    from .train.models import build
+    from .train.trainer import CHECKPOINT, RECORD
+
+    record = TrainRecord.read(run_dir / RECORD)
+    spec = record.recipe.regularizer
+    model = build(record.recipe.model, record.input_shape[0], record.classes)
+    checkpoint.restore(checkpoint.load(run_dir / CHECKPOINT), model)
+    dense, compact = run_dir / DENSE, run_dir / COMPACT
+    exporter, checks = to_onnx(model, torch.zeros(1, *record.input_shape), dense)
+    prepared = prepare_dense(dense)
+    plan, parity = shrink(
+        dense,
+        compact,
+        form=form or (spec.form if spec else "channel"),
+        energy=energy if energy is not None else (spec.energy if spec else 1.0),
+        tile=tile if tile is not None else probe_device("host")[0].tile,
+        parameters=parameters,
+    )
+    Parity(exporter=exporter, checks=[*checks, *prepared.checks, *parity.checks]).write(run_dir / "parity.json")
+    plan.write(run_dir / "plan.json")
+    return plan
+
+
+def evaluate_run(run_dir: Path, data: Path | None, split: Split = "test") -> Evaluation:
+    """Score a run's dense.onnx and compact.onnx on a split of its recipe's data: evaluation.json."""
+    from .train.trainer import RECORD
+
+    record = TrainRecord.read(run_dir / RECORD)
+    scores = score_models({"dense": run_dir / DENSE, "compact": run_dir / COMPACT}, record, data, split)
+    evaluation = Evaluation(scores=scores)
+    evaluation.write(run_dir / "evaluation.json")
+    return evaluation
+
+
+def score_models(models: Mapping[str, Path], record: TrainRecord, data: Path | None, split: Split) -> list[Score]:
+    """Top-1 accuracy by ONNX Runtime of each model on the data of a training record."""
+    from .export.evaluate import score
+    from .train import data as datasets
+
+    dataset = datasets.load(record.recipe.data, data)
+    part = {"validation": dataset.validation, "test": dataset.test}[split]
+    inputs = dataset.inputs(part.images)
+    return [
+        score(path, inputs, part.labels, data=dataset.name, split=split, seed=record.seed, name=name)
+        for name, path in models.items()
+    ]
+
+
+def measure_models(
+    models: Sequence[Path],
+    *,
+    output: Path,
+    device: str = "host",
+    threads: int = 1,
+    provider: str = "cpu",
+    session_config: Mapping[str, str] | None = None,
+    pairs: int | None = None,
+    seed: int = 0,
+) -> Bench:
+    """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`."""
+    from .devices import card
+    from .devices.local import LocalTransport
+    from .runtime.measure import Options, Progress, measure
+
+    options = Options(threads=threads, provider=provider, session_config=session_config or {}, pairs=pairs, seed=seed)
+    found = card.find(device)
+    with bars() as new_bar:
+        bar = new_bar("bench")
+
+        def show(progress: Progress) -> None:
+            bar.show(progress.done, progress.total, progress.left_s, progress.what)
+
+        bench = measure(named(models), LocalTransport(), found, options, show)
+    bench.write(output)
+    return bench
+
+
+def named(models: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Models with names: a run folder stands for its dense.onnx and compact.onnx, a file is named by its stem."""
+    paths: list[Path] = []
+    for path in models:
+        paths += [path / DENSE, path / COMPACT] if path.is_dir() else [path]
+    stems = [path.stem for path in paths]
+    clash = next((stem for stem in stems if stems.count(stem) > 1), None)
+    names = [str(path) for path in paths] if clash else stems
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise InputError(f"no model {missing}; give .onnx files, or a run folder that `rankfold export` finished")
+    return list(zip(names, paths, strict=True))
+
+
+def probe_device(name: str) -> tuple[Facts, Weather]:
+    """What a device turns out to be, and its present weather."""
+    from .devices import card, probe
+    from .devices.local import LocalTransport
+
+    found = card.find(name)
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process)
+        probe.check_card(found, facts)
+        return facts, probe.weather(process)

@@ -1,0 +1,102 @@
+"""What the terminal shows while something runs: progress with time left on stderr, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from .records import Bench, EpochRow, Plan
+
+PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
+
+
+class Bar:
+    """One line of progress; `show(done, total, left_s, text)` as often as one likes."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+        self._task = progress.add_task("", total=None, name=_plain(name), left="", text="")
+        self._printed = time.monotonic()
+
+    def show(self, done: int, total: int, left_s: float | None, text: str) -> None:
+        """Advance to `done` of `total`."""
+        left = "" if left_s is None else f"{duration(left_s)} left"
+        self._progress.update(self._task, completed=done, total=total, left=left, text=_plain(text))
+        if not self._progress.console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            self._progress.console.print(Text(f"{self._name}: {done}/{total} {text} {left}"), soft_wrap=True)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str], Bar]]:
+    """A function that makes named progress bars; all disappear at the end."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.fields[name]}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}", markup=False),
+        TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("{task.fields[left]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield lambda name: Bar(name, progress)
+
+
+def epoch_line(row: EpochRow) -> str:
+    """One epoch in a line."""
+    text = f"epoch {row.epoch}: loss {row.train_loss:.3f}, validation {row.validation_accuracy:.2%}"
+    if row.layers:
+        ranks = " ".join(f"{layer.rank}" for layer in row.layers)
+        live = " ".join(f"{layer.live_groups}" for layer in row.layers if layer.live_groups is not None)
+        text += f", ranks {ranks}, live {live}"
+    return text
+
+
+def print_plan(plan: Plan) -> None:
+    """Every decision with its reason."""
+    table = Table("layer", "form", "ranks", "MACs", "reason", box=None, pad_edge=False)
+    for name, layer in plan.layers.items():
+        ranks = "×".join(map(str, layer.ranks))
+        macs = "" if layer.macs is None else f"{_millions(layer.macs_dense)} → {_millions(layer.macs)}"
+        table.add_row(_plain(name), layer.form, ranks, macs, _plain(layer.reason))
+    for name, group in plan.groups.items():
+        width = f"{len(group.kept)} of {group.channels}"
+        table.add_row(_plain(name), "channels", width, "", _plain(group.reason))
+    Console(soft_wrap=False).print(table)
+
+
+def print_bench(bench: Bench) -> None:
+    """Each variant against the baseline."""
+    baseline = bench.variants[0].name
+    found = {comparison.variant: comparison for comparison in bench.comparisons}
+    table = Table("variant", "size", "MACs", f"speed-up over {baseline} (95 %)", box=None, pad_edge=False)
+    for variant in bench.variants:
+        ratio = found.get(variant.name)
+        text = "1 (baseline)" if ratio is None else f"{ratio.ratio:.3f}×  ({ratio.low:.3f} to {ratio.high:.3f})"
+        table.add_row(_plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
+    console = Console()
+    console.print(table)
+    for caution in bench.cautions:
+        console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _millions(macs: int | None) -> str:
+    return "unknown" if macs is None else f"{macs / 1e6:.2f} M"
+
+
+def _plain(text: str) -> Any:
+    """Names from models may hold terminal control characters: they are shown, not obeyed."""
+    return "".join(character if character.isprintable() else "�" for character in text)

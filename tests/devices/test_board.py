@@ -1,0 +1,198 @@
+"""board.py, by itself and as the process that it is on a board."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from rankfold.devices import board
+from rankfold.devices.local import BOARD, LocalTransport
+from rankfold.devices.probe import TILE_MODEL
+from rankfold.devices.transport import Session, serve, time_block
+from rankfold.errors import InputError
+
+ALLOWED_IMPORTS = set(sys.stdlib_module_names) | {"numpy", "onnxruntime"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "odd name; 'quoted' ü.onnx"
+    path.write_bytes(TILE_MODEL)
+    return path
+
+
+def request_for(model: Path, **changes: Any) -> dict[str, Any]:
+    request = {"model": str(model), "threads": 1, "provider": "cpu", "session_config": {}, "cores": [], "seed": 0}
+    return {**request, **changes}
+
+
+def try_to_serve(model: Path, **changes: Any) -> Session:
+    with LocalTransport().launch() as process:
+        return serve(process, request_for(model, **changes))
+
+
+def test_it_is_python_3_8_and_needs_nothing_of_ours():
+    tree = ast.parse(BOARD.read_text(), feature_version=(3, 8))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or "."])
+    }
+    assert "onnxruntime" in imported
+    assert imported <= ALLOWED_IMPORTS
+
+
+def test_a_model_is_loaded_pinned_warmed_up_and_timed(model: Path):
+    core = max(os.sched_getaffinity(0))
+    with LocalTransport().launch() as process:
+        session = serve(process, request_for(model, cores=[core]))
+        assert os.sched_getaffinity(process.pid) == {core}
+        block = time_block(process, runs=7, dropped=2, limit_s=60)
+    assert session.input_shapes == {"x": [1, 16, 8, 8]}
+    assert session.providers == ["CPUExecutionProvider"]
+    assert session.nodes_by_provider == {"CPUExecutionProvider": 1}
+    assert len(session.warmup_s) >= 3
+    assert len(block.samples_s) == 7
+    assert (block.cpu_s or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"provider": "xnnpack"}, r"provider 'xnnpack' is not in onnxruntime 1\..* it has .*cpu"),
+        ({"session_config": {"session.intra_op.allow_spining": "0"}}, r"did you mean session\.intra_op\.allow_spin"),
+        ({"session_config": {"zzz": "0"}}, "session key 'zzz' is unknown"),
+        ({"session_config": {"session.set_denormal_as_zero": "x" * 5000}}, "length"),
+        ({"model": "/no/such/file.onnx"}, r"/no/such/file\.onnx"),
+    ],
+)
+def test_what_it_cannot_meet_it_refuses_with_the_reason(model: Path, changes: dict[str, Any], match: str):
+    with pytest.raises(InputError, match=match):
+        try_to_serve(model, **changes)
+
+
+def test_a_provider_that_takes_no_node_is_refused(model: Path):
+    import onnxruntime
+
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this wheel has no provider that takes no node")
+    with pytest.raises(InputError, match="no node of this model runs on AzureExecutionProvider; they run on CPU"):
+        try_to_serve(model, provider="azure")
+
+
+def cpu_ticks(pid: int) -> int:
+    """User and system time of a process, in clock ticks (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def save_wide_matmul(path: Path) -> Path:
+    """A product large enough that the runtime spreads it over its threads."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["s"], ["w"], value=helper.make_tensor("v", 1, [1], [0.5])),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [256, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [256, 256])],
+        [helper.make_tensor("s", TensorProto.INT64, [2], [256, 256])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a pool needs two cores")
+def test_a_pool_that_would_spin_on_sleeps_before_the_turn_ends(tmp_path: Path):
+    """Spinning is asked to last 300 ms: without the wait some 20 ticks would pass in the next 200 ms."""
+    spinning = {"session.intra_op.spin_duration_us": "300000"}
+    with LocalTransport().launch() as process:
+        serve(process, request_for(save_wide_matmul(tmp_path / "m.onnx"), threads=2, session_config=spinning))
+        time_block(process, runs=5, dropped=2, limit_s=60)
+        before = cpu_ticks(process.pid)
+        time.sleep(0.2)
+        assert cpu_ticks(process.pid) - before <= 2  # a busy wait of 200 ms is 20 ticks of 10 ms
+
+
+@pytest.mark.parametrize(("shape", "fixed"), [([], []), (["N", 3], [1, 3]), ([None, 3], [1, 3]), ([8, 3], [8, 3])])
+def test_only_the_batch_may_be_open(shape: list[Any], fixed: list[int]):
+    assert board.fixed_shape("x", shape) == fixed
+
+
+@pytest.mark.parametrize("shape", [[1, "height"], [1, None], [1, 0]])
+def test_other_open_dimensions_are_refused(shape: list[Any]):
+    with pytest.raises(board.Refused, match="only the first dimension may be open"):
+        board.fixed_shape("x", shape)
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "double"])
+def test_inputs_are_fixed_by_the_seed_and_never_denormal(kind: str):
+    made = board.make_input(f"tensor({kind})", "x", [1000, 100], seed=1)
+    assert np.array_equal(made, board.make_input(f"tensor({kind})", "x", [1000, 100], seed=1))
+    assert not np.array_equal(made, board.make_input(f"tensor({kind})", "x", [1000, 100], seed=2))
+    assert abs(made).min() >= np.finfo(made.dtype).smallest_normal
+    assert made.std() == pytest.approx(1, abs=0.02)  # normal; 100 000 values give ± 0.2 %
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "int8", "bool"])
+def test_integers_are_valid_indices(kind: str):
+    made = board.make_input(f"tensor({kind})", "x", [4, 4], seed=1)
+    assert made.dtype == kind
+    assert made.min() >= 0
+
+
+@pytest.mark.parametrize("kind", ["tensor(string)", "seq(tensor(float))"])
+def test_other_inputs_are_refused(kind: str):
+    with pytest.raises(board.Refused, match="a tensor of numbers is expected"):
+        board.make_input(kind, "x", [1], seed=1)
+
+
+class FakeSession:
+    """Takes 10 ms a run at first and a hundredth less each time, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, settles: bool) -> None:
+        self.now, self.run_s, self.settles = 0.0, 0.01, settles
+        monkeypatch.setattr(board.time, "perf_counter", lambda: self.now)
+
+    def run(self, names: None, feed: dict[str, Any]) -> None:
+        del names, feed
+        self.now += self.run_s
+        self.run_s *= 0.99 if self.settles and self.run_s > 0.005 else 1.0 if self.settles else 1.01
+
+
+def test_warming_up_ends_when_it_is_stable_or_its_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    settling = board.warm_up(FakeSession(monkeypatch, settles=True), {}, first_s=0.01)
+    assert settling[-1] == pytest.approx(0.005, rel=0.02)
+    assert sum(settling) < board.WARMUP_LIMIT_S
+    growing = board.warm_up(FakeSession(monkeypatch, settles=False), {}, first_s=0.01)
+    assert board.WARMUP_LIMIT_S <= sum(growing) < 2 * board.WARMUP_LIMIT_S
+
+
+def test_a_thread_that_never_rests_is_refused(monkeypatch: pytest.MonkeyPatch):
+    ticks = iter(range(1 << 20))
+    monkeypatch.setattr(board.time, "process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr(board.time, "sleep", lambda _: None)
+    with pytest.raises(board.Refused, match=r"threads still spin 5 s .* session\.intra_op\.spin_duration_us"):
+        board.wait_until_quiet()
+
+
+def test_system_files_are_read_with_units(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("VmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n")
+    assert board.kilobytes(str(status), "VmHWM") == 2048 * 1024
+    assert board.kilobytes(str(status), "VmSwap") is None
+    assert board.kilobytes(str(tmp_path / "none"), "VmHWM") is None
+    release = tmp_path / "os-release"
+    release.write_text('NAME="Test: OS"\nPRETTY_NAME="Test OS 1"\nHOME_URL="https://example.org/"\n')
+    assert board.fields(str(release))["PRETTY_NAME"] == "Test OS 1"
+    assert board.fields(str(release))["HOME_URL"] == "https://example.org/"
+    assert board.read_number(str(release)) is None

@@ -1,0 +1,145 @@
+"""The statistics, proved on samples whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import fmean, median, stdev
+
+import numpy as np
+import pytest
+from rankfold.records import Block, Pair
+from rankfold.runtime import stats
+from rankfold.runtime.turns import mirrored_order
+
+COMPARISONS, PAIRS, COUPLES, RUNS = 500, 8, 6, 5
+TRUE_RATIO = 1.01
+# A 95 % interval counted 500 times has a standard deviation of 0.97 %: three of them either way.
+COVERED_LOW, COVERED_HIGH = 0.92, 0.98
+EXACT = 1e-12  # float64 rounding of a handful of logarithms
+
+Noise = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def pair_of(order: list[str], times: np.ndarray) -> Pair:
+    """A pair whose block t holds row t of `times` (turns × runs), in seconds."""
+    blocks = [
+        Block.model_construct(variant=name, start_s=0.0, samples_s=row.tolist())
+        for name, row in zip(order, times, strict=True)
+    ]
+    return Pair.model_construct(baseline="a", variant="b", seed=0, blocks=blocks)
+
+
+def quiet(rng: np.random.Generator, turns: int) -> np.ndarray:
+    return np.exp(0.01 * rng.standard_normal((turns, RUNS)))
+
+
+def drifting(rng: np.random.Generator, turns: int) -> np.ndarray:
+    """A slope of up to 30 % over the pair, and a random walk on top."""
+    slope = rng.uniform(-0.3, 0.3) * np.linspace(0, 1, turns)
+    walk = np.cumsum(0.005 * rng.standard_normal(turns))
+    return quiet(rng, turns) * np.exp(slope + walk)[:, None]
+
+
+def bursty(rng: np.random.Generator, turns: int) -> np.ndarray:
+    """Everything 1.57 times slower for a stretch of turns, as seen on a shared machine."""
+    begin = rng.integers(0, turns)
+    slow = (np.arange(turns) >= begin) & (np.arange(turns) < begin + rng.integers(0, turns))
+    return quiet(rng, turns) * np.where(slow, 1.57, 1.0)[:, None]
+
+
+def heavy_tailed(rng: np.random.Generator, turns: int) -> np.ndarray:
+    """Student t with 2 degrees of freedom, and one run in ten interrupted."""
+    tails = np.exp(0.01 * rng.standard_t(2, (turns, RUNS)))
+    return tails * np.where(rng.random((turns, RUNS)) < 0.1, rng.uniform(1, 5, (turns, RUNS)), 1.0)
+
+
+def autocorrelated(rng: np.random.Generator, turns: int) -> np.ndarray:
+    """Blocks whose level follows the one before (AR(1), 0.9)."""
+    level = np.zeros(turns)
+    for turn in range(1, turns):
+        level[turn] = 0.9 * level[turn - 1] + 0.02 * rng.standard_normal()
+    return quiet(rng, turns) * np.exp(level)[:, None]
+
+
+def simulated_logs(noise: Noise, launch_offset: float, rng: np.random.Generator) -> list[Pair]:
+    """The pairs of one comparison: b is TRUE_RATIO faster than a, each launch off by its own factor."""
+    pairs = []
+    for seed in rng.integers(0, 1 << 31, PAIRS):
+        order = mirrored_order(("a", "b"), COUPLES, int(seed))
+        level = {"a": 1e-3, "b": 1e-3 / TRUE_RATIO}
+        level = {name: s * math.exp(launch_offset * rng.standard_normal()) for name, s in level.items()}
+        pairs.append(pair_of(order, noise(rng, len(order)) * np.array([[level[name]] for name in order])))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("noise", "launch_offset"),
+    [(quiet, 0.0), (quiet, 0.05), (drifting, 0.0), (bursty, 0.02), (heavy_tailed, 0.0), (autocorrelated, 0.0)],
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(noise: Noise, launch_offset: float):
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(COMPARISONS):
+        logs = [stats.pair_log_ratio(pair) for pair in simulated_logs(noise, launch_offset, rng)]
+        interval = stats.ratio_interval(logs)
+        covered += interval.low <= TRUE_RATIO <= interval.high
+    assert COVERED_LOW <= covered / COMPARISONS <= COVERED_HIGH
+
+
+def test_an_interval_over_couples_instead_of_pairs_would_lie():
+    """Why the unit is the pair: couples of one launch share its offset."""
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(COMPARISONS // 5):
+        pairs = simulated_logs(quiet, 0.05, rng)
+        couples = [stats.pair_log_ratio(Pair.model_construct(**{**dict(p), "blocks": p.blocks[i : i + 2]}))
+                   for p in pairs for i in range(0, len(p.blocks), 2)]  # fmt: skip
+        interval = stats.ratio_interval(couples)
+        covered += interval.low <= TRUE_RATIO <= interval.high
+    assert covered / (COMPARISONS // 5) < 0.7
+
+
+def test_the_ratio_of_a_pair_is_baseline_over_variant_whoever_goes_first():
+    times = np.array([[2.0], [1.0], [1.0], [2.0]])
+    assert stats.pair_log_ratio(pair_of(["a", "b", "b", "a"], times)) == pytest.approx(math.log(2), abs=EXACT)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_steady_drift_cancels_in_a_mirrored_order(seed: int):
+    order = mirrored_order(("a", "b"), 8, seed)
+    drift = np.exp(0.05 * np.arange(16))[:, None] * np.array([[2.0 if name == "a" else 1.0] for name in order])
+    assert stats.pair_log_ratio(pair_of(order, drift)) == pytest.approx(math.log(2), abs=EXACT)
+    in_turn = np.exp(0.05 * np.arange(16))[:, None] * np.array([[2.0], [1.0]] * 8)
+    assert stats.pair_log_ratio(pair_of(["a", "b"] * 8, in_turn)) < math.log(2) - 0.04
+
+
+@pytest.mark.parametrize("order", [["a", "a", "b", "b"], ["a", "b", "a"], []])
+def test_blocks_that_are_no_couples_are_refused(order: list[str]):
+    with pytest.raises(ValueError, match=r"couples|longer|shorter"):
+        stats.pair_log_ratio(pair_of(order, np.ones((len(order), 1))))
+
+
+def test_the_half_width_is_the_textbook_one():
+    values = [0.1, 0.3, 0.2, 0.4, 0.15]
+    t_975_at_4 = 2.7764451051977987  # Student t table
+    assert stats.half_width(values) == pytest.approx(t_975_at_4 * stdev(values) / math.sqrt(5), rel=1e-9)
+    interval = stats.ratio_interval(values)
+    assert interval.value == pytest.approx(math.exp(fmean(values)), abs=EXACT)
+    assert interval.low * interval.high == pytest.approx(interval.value**2, abs=EXACT)
+
+
+def test_quantiles_are_samples_and_only_where_there_are_enough():
+    samples = list(range(1, 1001))
+    assert stats.quantile(samples, 0.5) == 500
+    assert stats.quantile(samples, 0.9) == 900
+    assert stats.quantile(samples, 0.99) == 990
+    assert stats.quantile(samples[:999], 0.99) is None
+    assert stats.quantile(samples[:99], 0.9) is None
+    assert stats.quantile(samples[:19], 0.5) is None
+    assert stats.quantile(samples[:21], 0.5) == median(samples[:21])
+
+
+def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one():
+    assert stats.geometric_mean([4.0, 0.25]) == pytest.approx(1.0, abs=EXACT)
+    assert stats.geometric_mean([1.0, 2.0, 4.0]) == pytest.approx(2.0, abs=EXACT)
