@@ -19,6 +19,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -224,8 +225,10 @@ def open_session(request: dict[str, Any], provider: str) -> Any:
 
 
 def placement(session: Any, provider: str) -> dict[str, int]:
-    """Nodes of the optimised graph by provider; empty where this runtime cannot say."""
+    """Nodes of the optimised graph by provider; empty for the CPU's alone where this runtime cannot say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
+        if provider != "CPUExecutionProvider":
+            raise Refused(f"this onnxruntime cannot say which nodes run on {provider}; install a newer one")
         return {}
     nodes: dict[str, int] = {}
     for part in session.get_provider_graph_assignment_info():
@@ -286,12 +289,25 @@ def warm_up(session: Any, feed: dict[str, Any], first_s: float) -> list[float]:
     return samples
 
 
+def running_threads() -> int:
+    """Threads of this process, this one apart, that run or wait for a core (Linux; else 0)."""
+    stats = [read(path) or "" for path in glob.glob("/proc/self/task/*/stat")]
+    me = str(threading.get_native_id())
+    return sum(stat.rpartition(")")[2].split()[:1] == ["R"] and stat.split()[0] != me for stat in stats)
+
+
 def wait_until_quiet() -> None:
-    """Wait until this process's threads sleep: a pool that still spins would slow whoever is timed next."""
+    """Wait until this process's threads sleep: a pool that still spins would slow whoever is timed next.
+
+    A thread that spins but gets no core uses no time, so its state counts too; twice in a row, to be sure.
+    """
+    quiet = 0
     for _ in range(int(QUIET_LIMIT_S / QUIET_POLL_S)):
         before = time.process_time()
         time.sleep(QUIET_POLL_S)
-        if time.process_time() - before < QUIET_BUSY_SHARE * QUIET_POLL_S:
+        busy = time.process_time() - before > QUIET_BUSY_SHARE * QUIET_POLL_S or running_threads()
+        quiet = 0 if busy else quiet + 1
+        if quiet == 2:
             return
     raise Refused(f"threads still spin {QUIET_LIMIT_S:g} s after a run; lower session.intra_op.spin_duration_us")
 

@@ -34,6 +34,7 @@ _OWN_WARNINGS = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
     (DeprecationWarning, r".*legacy TorchScript-based ONNX export.*"),
     (DeprecationWarning, r".*torch\.onnx.*"),
+    (DeprecationWarning, r"The feature will be removed.*"),
     (UserWarning, r".*Exporting a model to ONNX with.*"),
 )
 _EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, KeyError)
@@ -64,9 +65,7 @@ def to_onnx(module: torch.nn.Module, example_input: torch.Tensor, path: Path) ->
 
 
 def _dynamo(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
-    """Without its optimiser, which folds BatchNorm and fuses on its own account; constants are folded only."""
-    from onnxscript import optimizer
-
+    """Without its optimiser, which folds BatchNorm and fuses layers on its own account."""
     program = torch.onnx.export(
         module,
         (example,),
@@ -79,9 +78,7 @@ def _dynamo(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     assert program is not None, "the dynamo exporter returns a program"
-    model = program.model
-    optimizer.fold_constants(model)
-    return model
+    return program.model
 
 
 def _torchscript(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
@@ -96,6 +93,7 @@ def _torchscript(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
             verbose=False,
             opset_version=OPSET,
             training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
             input_names=["input"],
             output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
@@ -104,6 +102,9 @@ def _torchscript(module: torch.nn.Module, example: torch.Tensor) -> ir.Model:
 
 
 def _tidied(model: ir.Model) -> bytes:
+    from onnxscript import optimizer  # late: only the exporter needs it, and it takes a second
+
+    optimizer.fold_constants(model)
     canonicalize(model)
     model.ir_version = IR_VERSION
     model.producer_name = "pytorch"

@@ -24,7 +24,7 @@ _MAX_PROTOBUF_BYTES = 2**31 - 1
 def load(path: Path | str) -> ir.Model:
     """Read and check an ONNX file. Raises InputError, one line: missing, truncated, no ONNX, NaN weights."""
     try:
-        proto = onnx.load_model(str(path))
+        proto = onnx.load_model(str(path), format="protobuf")
         onnx.checker.check_model(proto, full_check=False)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error

@@ -21,6 +21,8 @@ from .sessions import RUNTIME_ERRORS, one_line, session
 EXACT_FACTOR = 4.0  # design §9: rewrites reorder sums, so allow a few times the original's own rounding
 FLOOR = 1e-6  # about 8 float32 epsilons: below it a net of one layer would fail on luck
 BATCHES = (1, 8)
+# what onnx's reference evaluator raises for graphs that contradict themselves or operators it lacks
+_EVALUATION_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class Original:
 def original(model: bytes, batch: int, seed: int = 0) -> Original:
     """Evaluate `model` on standard normal inputs, in float64 and in float32.
 
-    Raises InputError when an input's size is unknown or the model yields NaN, CheckFailed never.
+    Raises InputError when an input's size is unknown, or the model does not run or yields NaN.
     """
     proto = onnx.load_model_from_string(model)
     inputs = normal_inputs(proto, batch, np.random.default_rng(seed))
-    truth = evaluate(proto, {name: numbers.astype(np.float64) for name, numbers in inputs.items()})
+    try:
+        truth = evaluate(proto, {name: numbers.astype(np.float64) for name, numbers in inputs.items()})
+    except _EVALUATION_ERRORS as error:
+        raise InputError(f"the model cannot be evaluated in float64: {one_line(error)}; check it") from error
     relative, _ = difference(run(model, inputs), truth)
     if not np.isfinite(relative):
         raise InputError("the model yields NaN, infinity or other shapes in float32 on normal inputs; check it")
@@ -84,7 +89,8 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
         return np.inf, np.inf
     worst_relative = worst = 0.0
     for output, true in zip(outputs, truth, strict=True):
-        absolute = float(np.max(np.abs(output.astype(np.float64) - true), initial=0.0))
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which is what it is judged as
+            absolute = float(np.max(np.abs(output.astype(np.float64) - true), initial=0.0))
         scale = float(np.max(np.abs(true), initial=0.0))
         if not np.isfinite(absolute) or not np.isfinite(scale):
             return np.inf, np.inf

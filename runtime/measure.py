@@ -7,8 +7,8 @@ turns in blocks. Whole launches of one file differ by more than the models do, s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,7 +150,7 @@ class _Board:
     cores: list[int]
 
     def serve(self, model: _Model, process: BoardProcess) -> Session:
-        """Load `model` in `process` and warm it up; errors name the model."""
+        """Load `model` in `process` and warm it up."""
         request = {
             "model": str(model.path.resolve()),
             "threads": self.options.threads,
@@ -159,10 +159,17 @@ class _Board:
             "cores": self.cores,
             "seed": self.options.seed,
         }
-        try:
+        with _naming(model.name):
             return serve(process, request)
-        except RankfoldError as error:
-            raise type(error)(f"{model.name}: {error}") from error
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Say which model a board's error is about."""
+    try:
+        yield
+    except RankfoldError as error:
+        raise type(error)(f"{model}: {error}") from error
 
 
 def _try_all(models: list[_Model], board: _Board, report: _Reporter) -> list[Session]:
@@ -189,7 +196,8 @@ def _run_pair(
         sessions = {name: board.serve(models[name], process) for name, process in processes.items()}
         for name in order:
             start_s = time.monotonic() - began
-            samples = time_block(processes[name], turns.runs, board.options.dropped_runs, turns.limit_s)
+            with _naming(name):
+                samples = time_block(processes[name], turns.runs, board.options.dropped_runs, turns.limit_s)
             blocks.append(Block(variant=name, start_s=start_s, **samples.model_dump()))
     return Pair(baseline=baseline.name, variant=variant.name, seed=seed, blocks=blocks), sessions
 

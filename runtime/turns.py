@@ -14,8 +14,10 @@ from .stats import pairs_wanted
 # so that baseline and variant alternate faster than a machine drifts.
 _BLOCK_MIN_S, _BLOCK_MAX_S = 0.005, 0.5
 _BLOCK_MIN_RUNS, _BLOCK_MAX_RUNS = 3, 1000
-# Timed seconds of a pair; with two process starts of some 0.4 s, 8 pairs of a 1 ms model take about 10 s.
-_PAIR_S = 0.5
+# Seconds of a pair's turns; with two process starts of some 0.4 s, 8 pairs of a 1 ms model take about 10 s.
+# With a pool each turn also waits until it sleeps: it spins for some 50 ms (onnxruntime 1.32, tried).
+_PAIR_S, _PAIR_WITH_POOL_S = 0.5, 1.0
+_SPIN_S = 0.06
 _COUPLES_MIN, _COUPLES_MAX = 2, 20
 _BLOCK_LIMIT_S, _BLOCK_LIMIT_FACTOR = 60.0, 20.0  # a turn that takes 20 times what was expected hangs
 
@@ -82,9 +84,11 @@ def choose_turns(run_s: Sequence[float], options: Options) -> Turns:
     runs = max(options.block_runs, round(_BLOCK_MIN_S / fastest))
     runs = max(_BLOCK_MIN_RUNS, min(runs, round(_BLOCK_MAX_S / slowest), max(options.block_runs, _BLOCK_MAX_RUNS)))
     couple_s = 2 * (runs + options.dropped_runs) * sum(run_s) / len(run_s)
-    couples = min(max(_PAIR_S / couple_s, _COUPLES_MIN), _COUPLES_MAX)
+    pair_s, wait_s = (_PAIR_S, 0.0) if options.threads == 1 else (_PAIR_WITH_POOL_S, 2 * _SPIN_S)
+    couples = pair_s / (couple_s + wait_s)
+    couples = 2 * round(min(max(couples, _COUPLES_MIN), _COUPLES_MAX) / 2)
     expected_s = (runs + options.dropped_runs) * slowest
-    return Turns(runs, 2 * round(couples / 2), _BLOCK_LIMIT_S + _BLOCK_LIMIT_FACTOR * expected_s)
+    return Turns(runs, couples, _BLOCK_LIMIT_S + _BLOCK_LIMIT_FACTOR * expected_s)
 
 
 def mirrored_order(names: tuple[str, str], couples: int, seed: int) -> list[str]:

@@ -87,6 +87,7 @@ def train(
     With the same recipe, data, seed, threads and torch, the weights are the same bytes on a CPU, however
     often the run was killed and resumed.
     """
+    torch.set_flush_denormal(True)  # the momentum of zeroed filters decays into denormals: 10 times slower
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

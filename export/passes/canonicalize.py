@@ -28,7 +28,8 @@ def canonicalize(model: ir.Model) -> None:
         _bypass(node)
         _unshare_vectors(node)
     refresh_shapes(model)
-    if any([_flatten(node) for node in list(model.graph)]):
+    flattened = [_flatten(node) for node in list(model.graph)]
+    if any(flattened):
         refresh_shapes(model)
     RemoveUnusedNodesPass()(model)
     name_layers(model)
@@ -74,6 +75,7 @@ def _flatten(node: ir.Node) -> bool:
         return False
     flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=node.name)
     flatten.outputs[0].name, flatten.outputs[0].type = f"{output.name}_flat", output.type
+    flatten.outputs[0].shape = output.shape if output.is_graph_output() else None
     node.graph.insert_before(node, flatten)
     remove_node(node, flatten.outputs[0])
     return True

@@ -9,7 +9,8 @@ answer.py     the verdict and the sentences that open the page         Report �
 units.py      numbers as text: milliseconds, sizes, intervals          float → str
 tables.py     every table of the page as plain text cells, and CSV     Report → Table, CSV
 svg.py        scales, ticks and SVG elements with escaped content      values → Markup
-plots.py      the figures                                              Report → Figure
+plots.py      latency, gain, accuracy: the figures                     Report → Figure
+curves.py     the training curves                                      Report → Figure
 context.py    the board, the session and the weather as rows           Bench → rows
 html.py       page.html and page.css filled in                         Report → HTML
 markdown.py   the same page for a terminal or a pull request           Report → Markdown

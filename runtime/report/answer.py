@@ -24,7 +24,7 @@ NO_GAIN = "no gain on this device"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word or two, the reason, and whether it is a gain; `tone` picks the colour."""
+    """A word or two and the reason; `tone` is gain, loss or none."""
 
     word: str
     reason: str
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Fact:
-    """One before-and-after beside the headline number; `before` is empty for a model that stands alone."""
+    """One before-and-after beside the headline number; an empty `before` leaves `after` alone."""
 
     label: str
     before: str
@@ -82,7 +82,7 @@ def answer(report: Report) -> Answer:
         title = f"{one_line(chosen.name)} against {one_line(first.name)} on {device}"
     return Answer(
         title=title,
-        verdict=verdict(comparison),
+        verdict=verdict(comparison) if chosen is not first else Verdict("not compared", "measured alone", "none"),
         number=number or NOT_MEASURED,
         unit=unit,
         interval=_interval_sentence(comparison),
@@ -106,7 +106,11 @@ def _facts(report: Report) -> list[Fact]:
         _fact("MACs", before.macs, after.macs, "", "fewer", "more"),
         _fact("Parameters", before.parameters, after.parameters, "", "fewer", "more"),
     ]
-    return facts if chosen is not first else [replace(fact, before="", before_note="") for fact in facts]
+    return [replace(fact, before="", before_note="") if _says_it_once(fact, report) else fact for fact in facts]
+
+
+def _says_it_once(fact: Fact, report: Report) -> bool:
+    return report.headline is report.baseline or fact.before == fact.after == NOT_MEASURED
 
 
 def _accuracy_fact(report: Report) -> Fact:

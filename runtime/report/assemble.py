@@ -133,7 +133,7 @@ def assemble(path: Path, headline: str | None = None) -> Report:
     rows = [_row(bench, variant, scores, split) for variant in bench.variants]
     rows = _with_sides(rows, folder)
     rows = _with_headline(rows, headline)
-    training = next((row.side.train for row in rows if row.side.train), None)
+    training = next((row.side.train for row in sorted(rows, key=_importance) if row.side.train), None)
     own = [*_score_cautions(scores, rows), *_parity_cautions(rows)]
     return Report(
         bench=bench,
@@ -141,7 +141,7 @@ def assemble(path: Path, headline: str | None = None) -> Report:
         split=split,
         cautions=[*bench.cautions, *own],
         commands=reproduce(path, bench, training),
-        recipe=_recipe(folder / "recipe.toml"),
+        recipe=_recipe(folder / "recipe.toml", training),
     )
 
 
@@ -255,13 +255,18 @@ def _optional(schema: type[R], path: Path) -> R | None:
     return schema.read(path) if path.exists() else None
 
 
-def _recipe(path: Path) -> str | None:
+def _recipe(path: Path, train: TrainRecord | None) -> str | None:
+    """The text of recipe.toml, else the recipe that the training record keeps."""
     if not path.exists():
-        return None
+        return train.recipe.model_dump_json(indent=1, exclude_defaults=True) if train else None
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; expected a TOML text file") from error
+
+
+def _importance(row: Row) -> int:
+    return {"headline": 0, "other": 1, "baseline": 2}[row.role]
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -16,7 +16,8 @@ def reproduce(path: Path, bench: Bench, train: TrainRecord | None) -> list[str]:
     folder = path.parent
     commands = []
     if train is not None and (folder / "recipe.toml").exists():
-        commands += [f"rankfold train recipe.toml --seed {train.seed} --out .", "rankfold export ."]
+        commands += [f"rankfold train recipe.toml --seed {train.seed} --out ."]
+        commands += ["rankfold export .", "rankfold evaluate ."]
     commands.append(shlex.join(_bench_words(path, bench)))
     commands.append(shlex.join(["rankfold", "report", "." if path.name == "bench.json" else path.name]))
     return commands
@@ -29,6 +30,10 @@ def _bench_words(path: Path, bench: Bench) -> list[str]:
     words += ["--provider", context.provider] if context.provider != "CPUExecutionProvider" else []
     for key, value in sorted(context.session_config.items()):
         words += ["--session-config", f"{key}={value}"]
+    if bench.pairs:
+        first = bench.pairs[0]
+        count = sum((pair.baseline, pair.variant) == (first.baseline, first.variant) for pair in bench.pairs)
+        words += ["--pairs", str(count), "--seed", str(first.seed)]
     return [*words, "-o", path.name]
 
 

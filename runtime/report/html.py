@@ -10,7 +10,8 @@ from markupsafe import Markup
 from .answer import answer
 from .assemble import Report
 from .context import context_rows
-from .plots import figures, training_figures
+from .curves import training_figures
+from .plots import figures
 from .tables import (
     files_table,
     groups_table,

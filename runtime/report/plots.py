@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from ...records import Comparison, EpochRow, Score
+from ...records import Comparison, Score
 from .assemble import Report, Row
 from .svg import (
     HEIGHT,
-    LETTER,
     WIDTH,
     Box,
     Scale,
@@ -30,8 +29,7 @@ from .units import is_share, milliseconds, one_line, ratio_interval, ratio_text,
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 26.0, 40.0
 _BINS = 110
-_RIDGE = 42.0
-_END_NAME = 14
+_ROW, _LEAST_ROW, _RIDGES = 42.0, 28.0, 380.0  # a ridge's height, the least, and that of all together
 # The axis of the distributions ends at these quantiles of each variant; the caption counts what lies beyond.
 _TAILS = (0.005, 0.995)
 
@@ -51,16 +49,10 @@ def figures(report: Report) -> list[Figure]:
     return [figure for figure in made if figure]
 
 
-def training_figures(report: Report) -> list[Figure]:
-    """The training curves: validation accuracy of all, ranks and live groups of the headline's layers."""
-    made = (_accuracy_curves(report), _rank_curves(report), _group_curves(report))
-    return [figure for figure in made if figure]
-
-
 # --- frame --------------------------------------------------------------------------------------------------
 
 
-def _frame(x: Scale, y: Scale, x_name: str, y_name: str, suffix: str = "") -> list[Markup]:
+def frame(x: Scale, y: Scale, x_name: str, y_name: str, suffix: str = "") -> list[Markup]:
     """Grid, tick labels and the names of both axes; the vertical one stands above its axis, upright."""
     marks = []
     for tick in y.ticks():
@@ -79,7 +71,8 @@ def _x_axis(x: Scale, base: float, name: str) -> list[Markup]:
     return [*marks, label(x.end, base + 33, name, "axis", "end")]
 
 
-def _plot_area() -> tuple[tuple[float, float], tuple[float, float], Box]:
+def plot_area() -> tuple[tuple[float, float], tuple[float, float], Box]:
+    """Left and right, bottom and top of a plot in drawing units, and the box that names stay in."""
     across, up = (_LEFT, WIDTH - _RIGHT), (HEIGHT - _BOTTOM, _TOP)
     return across, up, Box(_LEFT, _TOP - 4, WIDTH - 2, HEIGHT - _BOTTOM - 2)
 
@@ -99,10 +92,11 @@ def distribution(report: Report) -> Figure | None:
         return None
     ends = [q for row in rows for q in np.quantile(row.samples_s * 1e3, _TAILS)]
     x = scale(ends, 6, WIDTH - 6, log=True, pad=0.03)
-    base = 10 + _RIDGE * len(rows)
+    tall = max(_LEAST_ROW, min(_ROW, _RIDGES / len(rows)))
+    base = 10 + tall * len(rows)
     marks = [line(x(t), 8, x(t), base, "grid") for t in x.ticks()] + _x_axis(x, base, "latency / ms, log scale")
     for index, row in enumerate(rows):
-        marks += _ridge(row, x, 8 + _RIDGE * (index + 1))
+        marks += _ridge(row, x, 8 + tall * (index + 1), tall - 16)
     beyond = sum(int(((row.samples_s * 1e3 < x.low) | (row.samples_s * 1e3 > x.high)).sum()) for row in rows)
     total = sum(row.samples_s.size for row in rows)
     caption = f"{total} samples; each ridge has its own height. Short ticks: the median of one launch."
@@ -111,16 +105,16 @@ def distribution(report: Report) -> Figure | None:
     return Figure("Latency distribution", svg(marks, alt, base + 40), caption + _missing(report, rows))
 
 
-def _ridge(row: Row, x: Scale, base: float) -> list[Markup]:
+def _ridge(row: Row, x: Scale, base: float, tall: float) -> list[Markup]:
     heights, middles = _density(row.samples_s * 1e3, x)
-    tall = _RIDGE - 20
     shape = [(x(m), base - 4 - tall * h) for m, h in zip(middles, heights, strict=True)]
     seen = np.flatnonzero(heights)
     shape = shape[max(seen[0] - 1, 0) : seen[-1] + 2]
     outline = [(shape[0][0], base - 4), *shape, (shape[-1][0], base - 4)]
     medians = [float(np.median(launch_s)) * 1e3 for launch_s in row.launches_s]
     told = f"{one_line(row.name)}: {_spread(row)}, {row.samples_s.size} samples"
-    left_free = x(middles[int(heights.argmax())]) > WIDTH / 2
+    zone = _BINS // 3  # where the name stands, at whichever end the ridge is lower
+    left_free = heights[:zone].max() <= heights[-zone:].max()
     place, anchor = ((8.0, base - 9), "start") if left_free else ((x.end - 2, base - 9), "end")
     name = shorten(one_line(row.name), 28)
     return [
@@ -155,12 +149,12 @@ def realised(report: Report) -> Figure | None:
     ]
     if not points:
         return None
-    across, up, _ = _plot_area()
+    across, up, _ = plot_area()
     most = max(max(reduction, comparison.high) for _, reduction, comparison in points)
     least = min(min(reduction, comparison.low) for _, reduction, comparison in points)
     ends = [min(least, 1.0), max(most, 1.1)]
     x, y = scale(ends, *across, log=True, pad=0.08), scale(ends, *up, log=True, pad=0.08)
-    marks = _frame(x, y, "MAC reduction / ×, log scale", "measured speed-up / ×, log scale")
+    marks = frame(x, y, "MAC reduction / ×, log scale", "measured speed-up / ×, log scale")
     marks += [line(x(x.low), y(x.low), x(x.high), y(x.high), "ideal"), _along_diagonal(x, y)]
     marks.append(line(x.start, y(1), x.end, y(1), "one"))
     told = [f"{reduction:.2f}× fewer MACs, {_compared(c)} the speed" for _, reduction, c in points]
@@ -192,12 +186,12 @@ def accuracy_latency(report: Report) -> Figure | None:
     points = [(row, speed, row.score) for row in rows if row.score and (speed := report.speed(row))]
     if len(points) < 2:
         return None
-    across, up, _ = _plot_area()
+    across, up, _ = plot_area()
     factor = 100.0 if all(is_share(score) for _, _, score in points) else 1.0
     x = scale([end for row, _, _ in points for end in _relative_span(row)], *across, pad=0.09)
     y = scale([end * factor for _, _, score in points for end in (score.low, score.high)], *up)
     metric = one_line(points[0][2].metric.replace("_", " ")) + (" / %" if factor > 1 else "")
-    marks = _frame(x, y, f"latency relative to {shorten(one_line(report.baseline.name))}", metric)
+    marks = frame(x, y, f"latency relative to {shorten(one_line(report.baseline.name))}", metric)
     crosses = []
     for row, speed, score in points:
         (fast, slow), told = _relative_span(row), f"{_scored(score)} at {1 / speed:.3f} of the baseline's latency"
@@ -235,7 +229,7 @@ def _scatter(title: str, marks: list[Markup], crosses: list[_Cross], clear: list
         ]
         marks.append(dot(c.x, c.y, f"dot {role}", f"{one_line(c.row.name)}: {c.told}"))
     named = [(c.x, c.y, shorten(one_line(c.row.name)), f"name {c.row.role}") for c in reversed(crosses)]
-    marks += place_labels(named, _plot_area()[2], [*clear, *(box for c in crosses for box in c.boxes)])
+    marks += place_labels(named, plot_area()[2], [*clear, *(box for c in crosses for box in c.boxes)])
     return svg(marks, f"{title}. " + "; ".join(f"{one_line(c.row.name)}: {c.told}" for c in crosses))
 
 
@@ -253,82 +247,3 @@ def _relative_span(row: Row) -> tuple[float, float]:
 
 def _scored(score: Score) -> str:
     return f"{score_text(score)} ({score_interval(score)})"
-
-
-# --- training -----------------------------------------------------------------------------------------------
-
-_Curve = tuple[str, str, list[tuple[float, float]]]
-
-
-def _curves(title: str, curves: list[_Curve], y_name: str, caption: str, top: float | None = None) -> Figure | None:
-    """Lines over epochs, each named at its right end where the ends keep apart."""
-    curves = [curve for curve in curves if curve[2]]
-    if not curves:
-        return None
-    across, up, area = _plot_area()
-    points = [point for _, _, line_points in curves for point in line_points]
-    margin = 8 + LETTER * min(max(len(name) for name, _, _ in curves), _END_NAME)
-    x = scale([1.0, *(p[0] for p in points)], across[0], WIDTH - margin, pad=0)
-    y = scale([*(p[1] for p in points), *([0.0, top] if top else [])], *up, pad=0.03)
-    marks = _frame(x, y, "epoch", y_name)
-    for name, class_, line_points in curves:
-        marks.append(path([(x(e), y(v)) for e, v in line_points], f"curve {class_}", title=name))
-    ends = [(x(p[-1][0]), y(p[-1][1]), shorten(name, _END_NAME), f"name {class_}") for name, class_, p in curves]
-    alt = f"{title}, last epoch. " + "; ".join(f"{name}: {p[-1][1]:.1f}" for name, _, p in curves)
-    return Figure(title, svg([*marks, *_end_labels(ends, area)], alt), caption)
-
-
-def _end_labels(ends: list[tuple[float, float, str, str]], area: Box) -> list[Markup]:
-    """Names to the right of the curves' ends, moved apart downwards; what finds no room is left to the tooltip."""
-    marks, floor = [], area.top
-    for x, y, text, class_ in sorted(ends, key=lambda end: end[1]):
-        at = max(y, floor)
-        if at > area.bottom + 6:
-            break
-        marks.append(label(x + 6, at + 4, text, class_))
-        floor = at + 13
-    return marks
-
-
-def _accuracy_curves(report: Report) -> Figure | None:
-    curves: list[_Curve] = [
-        (one_line(row.name), row.role, [(e.epoch, e.validation_accuracy * 100) for e in row.side.train.epochs])
-        for row in report.rows
-        if row.side.train
-    ]
-    caption = "On the part of the training data that is held apart; the test data play no role here."
-    return _curves("Validation accuracy", curves, "validation accuracy / %", caption)
-
-
-def _layer_curves(report: Report, share: Callable[[int, EpochRow], float | None]) -> list[_Curve]:
-    """One curve a layer of the headline's training, in per cent; epochs without a value are left out."""
-    train = report.headline.side.train
-    if train is None or not train.epochs:
-        return []
-    return [
-        (
-            one_line(layer.name),
-            f"layer l{index % 4}",
-            [
-                (row.epoch, value * 100)
-                for row in train.epochs
-                if index < len(row.layers) and (value := share(index, row)) is not None
-            ],
-        )
-        for index, layer in enumerate(train.epochs[-1].layers)
-    ]
-
-
-def _rank_curves(report: Report) -> Figure | None:
-    curves = _layer_curves(report, lambda i, row: row.layers[i].rank / max(row.layers[i].full_rank, 1))
-    caption = f"Each layer of {one_line(report.headline.name)}, as it would be exported at that epoch."
-    return _curves("Ranks", curves, "rank / % of full", caption, top=100.0)
-
-
-def _group_curves(report: Report) -> Figure | None:
-    def live(index: int, row: EpochRow) -> float | None:
-        layer = row.layers[index]
-        return layer.live_groups / layer.groups if layer.live_groups is not None and layer.groups else None
-
-    caption = f"Channels of {one_line(report.headline.name)} that are not exactly zero."
-    return _curves("Live groups", _layer_curves(report, live), "live groups / %", caption, top=100.0)

@@ -21,13 +21,17 @@ _LINE = 13.0
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps [low, high] to [start, end] in drawing units, linearly or logarithmically (then low > 0)."""
+    """Maps [low, high] to [start, end] in drawing units, linearly or logarithmically (then low > 0).
+
+    A scale of whole things, such as epochs, has its ticks at whole numbers.
+    """
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         """The position of `value`."""
@@ -42,7 +46,8 @@ class Scale:
         """Round values inside the scale: steps of 1, 2 or 5, or a 1-2-5 series over a decade or more."""
         if self.log and self.high / self.low > 10:
             return log_ticks(self.low, self.high)
-        return linear_ticks(self.low, self.high, count)
+        ticks = linear_ticks(self.low, self.high, count)
+        return [tick for tick in ticks if tick == round(tick)] if self.whole else ticks
 
 
 def scale(values: Iterable[float], start: float, end: float, log: bool = False, pad: float = 0.06) -> Scale:
@@ -149,7 +154,7 @@ def place_labels(points: Sequence[tuple[float, float, str, str]], frame: Box, ob
 
 
 # Side (−1 left, 0 centred, 1 right) and rise (in lines, downwards) of a label about its point.
-_RISES = (0.0, -0.8, 0.8, -1.7, 1.7, -2.6, 2.6)
+_RISES = (0.0, -0.8, 0.8, -1.7, 1.7, -2.6, 2.6, -3.5, 3.5)
 _PLACES = [(side, rise) for rise in _RISES for side in ((1, -1) if abs(rise) != 1.7 else (1, -1, 0))]
 
 

@@ -44,9 +44,9 @@ def test_a_child_that_does_not_answer_is_given_up_and_killed():
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(local, "_MAX_ANSWER_BYTES", 1 << 20)
-    with child("\nwhile True: os.write(1, b'x' * 65536)") as process:
-        with pytest.raises(DeviceError, match="exceeds 1 MiB"):
-            process.ask({}, LIMIT_S)
+    endless = "\nwhile True: os.write(1, b'x' * 65536)"
+    with child(endless) as process, pytest.raises(DeviceError, match="exceeds 1 MiB"):
+        process.ask({}, LIMIT_S)
     assert not Path(f"/proc/{process.pid}").exists()
 
 

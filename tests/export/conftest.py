@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
 from rankfold.export.parity import Original, exact_check, original
 
 OPSET = 18
@@ -32,7 +32,7 @@ class Net:
         self.weights[name] = numbers.astype(kind)
         return name
 
-    def op(self, kind: str, *inputs: str, channels: int | None = None, name: str = "", **attributes) -> str:
+    def op(self, kind: str, *inputs: str, channels: int | None = None, name: str = "", **attributes: Any) -> str:
         output = f"{name or kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], name=name and output, **attributes))
         self.channels[output] = channels or self.channels[inputs[0]]
@@ -49,7 +49,7 @@ class Net:
         dead: Sequence[int] = (),
         bias_of_dead: float = 0.0,
         group: int = 1,
-        **attributes,
+        **attributes: Any,
     ) -> str:
         fan_in = self.channels[x] // group
         numbers = self.generator.normal(0, (fan_in * np.prod(kernel)) ** -0.5, (out, fan_in, *kernel))

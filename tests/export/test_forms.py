@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from rankfold.export.decompose import Factors
 from rankfold.export.forms import FORMS, Pixels, dense_macs, kernel_shape, resolve
 

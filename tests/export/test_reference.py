@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from rankfold.export.parity import FLOOR, difference, normal_inputs, run
 from rankfold.export.reference import evaluate
 

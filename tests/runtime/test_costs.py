@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ def model_of(
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def node(kind: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
+def node(kind: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(kind, list(inputs), ["y"], name="n", **attributes)
 
 

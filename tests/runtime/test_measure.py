@@ -178,25 +178,35 @@ def test_a_file_that_changes_meanwhile_is_noticed(convolution: Path, tmp_path: P
 
 
 class Doomed(Recording):
-    """Kills the process it started as number `victim`, a while after it was started."""
+    """Kills the process it started as number `victim`, at once or a while after it was started."""
 
-    def __init__(self, victim: int) -> None:
+    def __init__(self, victim: int, delay_s: float) -> None:
         super().__init__()
-        self.victim = victim
+        self.victim, self.delay_s = victim, delay_s
 
     def launch(self) -> LocalProcess:
         process = super().launch()
         if len(self.started) == self.victim:
-            threading.Timer(0.2, os.kill, (process.pid, signal.SIGKILL)).start()
+            threading.Timer(self.delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
         return process
 
 
-@pytest.mark.parametrize("victim", [1, 2, 4])
-def test_a_process_that_dies_is_a_device_error_and_leaves_no_orphan(convolution: Path, copy: Path, victim: int):
-    transport = Doomed(victim)
-    endless = Options(pairs=2, block_runs=1_000_000)
-    with pytest.raises(DeviceError, match="the board process was killed by SIGKILL"):
-        measure([("dense", convolution), ("copy", copy)], transport, HOST, endless)
+@pytest.mark.parametrize(
+    ("victim", "delay_s", "match"),
+    [
+        (1, 0.0, "^the board process was killed by SIGKILL"),
+        (2, 0.0, "^dense: the board process was killed by SIGKILL"),
+        (5, 0.5, "^(dense|copy): the board process was killed by SIGKILL"),  # its pair lasts for seconds
+    ],
+    ids=["probe", "trial", "pair"],
+)
+def test_a_process_that_dies_is_a_device_error_and_leaves_no_orphan(
+    convolution: Path, copy: Path, victim: int, delay_s: float, match: str
+):
+    transport = Doomed(victim, delay_s)
+    long_turns = Options(pairs=2, block_runs=1_000_000)
+    with pytest.raises(DeviceError, match=match):
+        measure([("dense", convolution), ("copy", copy)], transport, HOST, long_turns)
     assert transport.alive() == []
 
 

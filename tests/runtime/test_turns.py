@@ -32,6 +32,10 @@ def test_a_pair_is_timed_for_about_half_a_second_unless_the_model_is_slow(run_s:
     assert turns.limit_s > (turns.runs + 2) * max(run_s)
 
 
+def test_a_pool_that_must_come_to_rest_takes_fewer_turns():
+    assert choose_turns([1e-3], Options(threads=2)).couples < choose_turns([1e-3], Options()).couples
+
+
 def test_pairs_follow_the_threads_unless_given():
     assert checked_pairs(Options()) == 8
     assert checked_pairs(Options(threads=2)) == 24

@@ -44,7 +44,7 @@ def load_npz(spec: DataSpec, path: Path) -> Dataset:
 
 def _read(path: Path) -> dict[str, NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = [key for key in ARRAYS if key not in stored]
             if missing:
                 raise InputError(f"{path}: no array '{missing[0]}'; expected {', '.join(ARRAYS)}")

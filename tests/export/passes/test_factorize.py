@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-
 from rankfold.errors import InputError
 from rankfold.export.forms import FORMS, resolve
 from rankfold.export.layers import layers_of

@@ -52,7 +52,10 @@ def test_run_folder_gives_plan_and_training_to_compact(tmp_path: Path) -> None:
     assert "Layers of compact" in words
     assert "Layers of dense" not in words
     assert "dec3 &lt;glyphs&gt;" in words
-    assert "rankfold train recipe.toml --seed 0 --out . rankfold export . rankfold bench dense.onnx" in words
+    assert (
+        "rankfold train recipe.toml --seed 0 --out . rankfold export . rankfold evaluate . rankfold bench dense.onnx"
+        in words
+    )
 
 
 def test_same_input_gives_the_same_bytes(comparison: Path, tmp_path: Path) -> None:
@@ -69,6 +72,15 @@ def test_a_single_model_is_not_compared(tmp_path: Path) -> None:
     assert "not compared" in text(page)
     assert "not measured" in text(page)
     assert "<figure>" not in page.read_text(encoding="utf-8")
+
+
+def test_a_model_measured_alone_shows_its_latency(tmp_path: Path) -> None:
+    """Its pairs name it twice and hold its blocks only."""
+    pairs = [samples.pair("dense", "dense", seed) for seed in range(3)]
+    samples.bench(("dense",)).model_copy(update={"pairs": pairs}).write(tmp_path / "bench.json")
+    words = text(write_report(tmp_path))
+    assert "3.21 ms, p50 not compared measured alone" in words
+    assert "×" not in words.split("Variants")[0]
 
 
 @pytest.mark.parametrize(("low", "high", "why"), [(0.98, 1.01, "contains 1"), (0.95, 0.98, "lies below 1")])
@@ -127,7 +139,7 @@ def test_missing_numbers_are_said_never_0(comparison: Path) -> None:
     short = [samples.pair("dense", name, 0, blocks=2) for name in samples.MODELS if name != "dense"]
     bench.model_copy(update={"pairs": short}).write(comparison / "bench.json")
     words = text(write_report(comparison))
-    assert words.count("too few") == 2 * 6 + 1  # p90 of five variants, p99 of six, and the words below
+    assert words.count("too few") == 5 + 6 + 1  # p90 of all but dense, p99 of all, and the line below
     assert "Not measured: compact." in words
     rows = csv_rows(comparison)
     compact = next(row for row in rows if row["variant"] == "compact")
@@ -249,7 +261,7 @@ def test_importing_the_report_needs_no(module: str) -> None:
 
 def test_without_jinja2_the_remedy_is_named(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for name in ("html", "plots", "svg"):
+    for name in ("html", "plots", "curves", "svg"):
         monkeypatch.delitem(sys.modules, f"rankfold.runtime.report.{name}", raising=False)
     with pytest.raises(InputError, match=r"pip install 'rankfold\[report\]'"):
         write_report(comparison)

@@ -1,0 +1,91 @@
+# rankfold: train small, fold exactly, prove on the board that it got faster.
+# Every target makes the virtual environment if it is missing. `make` alone prints the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= glyphs-dec3-compact
+DATA ?=
+DEVICE ?= host
+SEED ?= 0
+THREADS ?= 1
+OUT ?= runs/$(notdir $(basename $(RECIPE)))-$(SEED)
+
+READY := $(VENV)/.ready
+RANKFOLD := $(VENV)/bin/rankfold
+COMPARE := $(VENV)/bin/python -m rankfold.benchmarks.compare
+RECIPE_FILE := $(firstword $(wildcard $(RECIPE) train/recipes/$(RECIPE).toml))
+DATA_OPTION := $(if $(DATA),--data $(DATA))
+
+export ORT_DISABLE_TELEMETRY := 1
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check soak format train export evaluate bench report chars74k clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: RECIPE=$(RECIPE) DATA=$(DATA) DEVICE=$(DEVICE) OUT=$(OUT) SEED=$(SEED) THREADS=$(THREADS)"
+
+setup: $(READY) ## make the virtual environment with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankfold needs Python 3.11 or newer, found %d.%d; set PYTHON=" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,report,dev]'
+	@touch $@
+
+# --- the main job: recipe → checkpoint → small graph → measured → report -----------------------------------
+
+demo: $(READY) ## train six small networks on built-in data, measure them together, report (under 8 minutes)
+	$(COMPARE) demo --out runs/demo
+
+train: $(OUT)/train.json ## train RECIPE into OUT (goes on where it was killed)
+export: $(OUT)/plan.json ## write OUT/dense.onnx and OUT/compact.onnx
+evaluate: $(OUT)/evaluation.json ## score both on the test split
+bench: $(OUT)/bench.json ## measure both on DEVICE
+report: $(OUT)/report.html ## write OUT/report.html
+
+# A record is written last by its stage, so it stands for all the stage leaves.
+$(OUT)/train.json: $(RECIPE_FILE) | $(READY)
+	@test -n "$(RECIPE_FILE)" || { echo "rankfold: no recipe $(RECIPE); give RECIPE=file.toml or one of: $(basename $(notdir $(wildcard train/recipes/*.toml)))" >&2; exit 2; }
+	$(RANKFOLD) train $(RECIPE) $(DATA_OPTION) --seed $(SEED) --out $(OUT) $(if $(wildcard $@),,--resume)
+
+$(OUT)/plan.json: $(OUT)/train.json
+	$(RANKFOLD) export $(OUT)
+
+$(OUT)/evaluation.json: $(OUT)/plan.json
+	$(RANKFOLD) evaluate $(OUT) $(DATA_OPTION)
+
+$(OUT)/bench.json: $(OUT)/plan.json
+	$(RANKFOLD) bench $(OUT) --device $(DEVICE) --threads $(THREADS) -o $@
+
+$(OUT)/report.html: $(OUT)/bench.json $(OUT)/evaluation.json
+	$(RANKFOLD) report $(OUT) -o $@
+
+# --- measured results: docs/results.md ----------------------------------------------------------------------
+
+chars74k: $(READY) ## accuracy against latency on Chars74K, 3 seeds (hours): DATA=chars74k36.npz
+	@test -n "$(DATA)" || { echo "rankfold: make chars74k needs DATA=chars74k36.npz" >&2; exit 2; }
+	$(COMPARE) chars74k --out runs/chars74k --seeds 0 1 2 --data $(DATA) --results docs/results/chars74k.jsonl
+	$(VENV)/bin/python -m rankfold.benchmarks.curves docs/results/chars74k.jsonl
+
+# --- the project itself -------------------------------------------------------------------------------------
+
+test: $(READY) ## run the tests
+	$(VENV)/bin/python -m pytest -q
+
+check: $(READY) ## what CI runs: format, lint, types, import direction, tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright --level error
+	$(VENV)/bin/python -m pytest -q tests/test_imports.py
+	$(VENV)/bin/python -m pytest -q
+
+soak: $(READY) ## the same tests at full counts (under an hour)
+	RANKFOLD_SOAK=1 $(VENV)/bin/python -m pytest -q
+
+format: $(READY) ## format and mend what can be mended
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## remove the virtual environment and all runs
+	rm -rf $(VENV) runs build *.egg-info

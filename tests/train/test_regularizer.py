@@ -1,0 +1,249 @@
+"""CompressionAware on small networks: what one step does, what holding keeps, what the zeros own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from rankfold.errors import InputError
+from rankfold.train.proximal import nuclear_norm_prox, svd
+from rankfold.train.regularizer import CompressionAware
+from torch import nn
+
+CLOSE = 1e-4  # float32 SVDs of matrices with norms near 1, written back through a division
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(3, 8, 3, padding=1, bias=False))
+    model.add_module("bn1", nn.BatchNorm2d(8))
+    model.add_module("relu1", nn.ReLU())
+    model.add_module("conv2", nn.Conv2d(8, 12, (1, 3), bias=False))
+    model.add_module("bn2", nn.BatchNorm2d(12))
+    model.add_module("relu2", nn.ReLU())
+    model.add_module("gap", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("fc", nn.Linear(12, 4))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.running_var.uniform_(0.2, 3.0)
+    return model
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(8, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+
+
+def idle_steps(model: nn.Module, optimizer: torch.optim.Optimizer, regularizer: CompressionAware, steps: int) -> None:
+    """Steps without gradients: only the proximal steps change anything."""
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        regularizer.step()
+
+
+@pytest.mark.parametrize("form", ["channel", "input-channel", "spatial"])
+def test_one_step_is_the_prox_of_the_folded_kernel(form):
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.4, every=5, form=form)
+    layer = regularizer.layers["conv1"]
+    before = layer.kernel("folded")
+    idle_steps(model, optimizer, regularizer, 5)
+    chosen = regularizer._forms["conv1"]
+    expected = nuclear_norm_prox(chosen.matricize(before), 5 * 0.1 * 0.4)
+    torch.testing.assert_close(chosen.matricize(layer.kernel("folded")), expected, atol=CLOSE, rtol=CLOSE)
+
+
+def test_the_step_moves_scale_into_gamma_and_leaves_the_filters_norms():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.4, every=1)
+    norms, gamma = model.conv1.weight.flatten(1).norm(dim=1), model.bn1.weight.clone()
+    idle_steps(model, optimizer, regularizer, 1)
+    torch.testing.assert_close(model.conv1.weight.flatten(1).norm(dim=1), norms, atol=CLOSE, rtol=CLOSE)
+    assert (model.bn1.weight.abs() <= gamma.abs() + CLOSE).all()
+    assert not torch.equal(model.bn1.weight, gamma)
+
+
+def test_relative_threshold_is_a_share_of_the_largest_singular_value():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=2.0, every=1, scale="relative", form="channel")
+    before = svd(model.fc.weight.detach())[1]
+    idle_steps(model, optimizer, regularizer, 1)
+    after = svd(model.fc.weight.detach())[1]
+    torch.testing.assert_close(after, (before - 0.1 * 2.0 * before[0]).clamp_min(0), atol=CLOSE, rtol=CLOSE)
+
+
+def test_a_dead_group_takes_its_batchnorm_along():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, group=1.2, every=1)
+    idle_steps(model, optimizer, regularizer, 1)
+    dead = ~regularizer.layers["conv2"].live()
+    assert 0 < int(dead.sum()) < len(dead)
+    for tensor in (model.conv2.weight, model.bn2.weight, model.bn2.bias):
+        assert (tensor[dead] == 0).all()
+    assert (model.conv2.weight[~dead].flatten(1).norm(dim=1) > 0).all()
+
+
+def test_the_layer_that_makes_the_output_has_no_groups():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, group=1e4, every=1)
+    idle_steps(model, optimizer, regularizer, 1)
+    assert regularizer.layers["conv1"].live().sum() == 0
+    assert (model.fc.bias != 0).all()  # its weights only see dead channels now; the outputs are still there
+    assert next(row for row in regularizer.summary() if row.name == "fc").groups is None
+
+
+def test_weights_behind_dead_channels_count_for_no_rank():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=1e-6, every=1)
+    regularizer.layers["conv1"].kill(torch.arange(8) >= 2)
+    idle_steps(model, optimizer, regularizer, 1)
+    assert (model.conv2.weight[:, 2:] == 0).all()
+    assert next(row for row in regularizer.summary() if row.name == "conv2").rank <= 6
+
+
+def test_step_sizes_add_up_and_scaled_steps_that_were_skipped_do_not_count():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=1e-3, every=100)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for lr, poison in ((0.1, False), (0.2, True), (0.3, False)):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 3, 8, 8)).square().mean()
+        scaler.scale(loss * (float("inf") if poison else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        regularizer.step()
+    state = regularizer.state_dict()
+    assert state["steps"] == 2
+    assert state["pending"] == pytest.approx([0.4])
+
+
+def test_holding_keeps_ranks_and_filters_through_training():
+    model = network()
+    optimizer = sgd(model, lr=0.05)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.5, group=0.4, every=2, hold_at=20, tile=2)
+    for _ in range(20):
+        train_step(model, optimizer)
+        regularizer.step()
+    held = copy.deepcopy(regularizer.state_dict()["held"])
+    assert held is not None
+    for _ in range(20):
+        train_step(model, optimizer)
+        regularizer.step()
+    regularizer.finish()
+    for row in regularizer.summary():
+        rank, dead = held[row.name]
+        assert rank is None or (row.rank <= rank and rank % 2 == 0)
+        if row.groups is not None:
+            assert (model.get_submodule(row.name).weight[dead] == 0).all()
+
+
+def test_finish_takes_the_step_that_is_due():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.4, every=1000)
+    idle_steps(model, optimizer, regularizer, 3)
+    before = svd(model.fc.weight.detach())[1]
+    regularizer.finish()
+    after = svd(model.fc.weight.detach())[1]
+    torch.testing.assert_close(after, (before - 3 * 0.1 * 0.4).clamp_min(0), atol=CLOSE, rtol=CLOSE)
+    assert regularizer.state_dict()["pending"] == [0.0]
+
+
+def test_with_a_tile_the_strongest_stay():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=1e3, group=1e3, every=1, tile=4)
+    idle_steps(model, optimizer, regularizer, 1)
+    assert [int(regularizer.layers[name].live().sum()) for name in ("conv1", "conv2")] == [4, 4]
+    assert [row.rank for row in regularizer.summary()] == [4, 4, 4]
+
+
+def test_penalty_falls_and_is_that_of_the_objective():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.3, every=1, skip=("conv1", "conv2"))
+    assert regularizer.penalty() == pytest.approx(0.3 * float(svd(model.fc.weight.detach())[1].sum()), rel=CLOSE)
+    before = regularizer.penalty()
+    idle_steps(model, optimizer, regularizer, 1)
+    assert regularizer.penalty() < before
+
+
+def test_state_makes_the_next_step_the_same():
+    first, second = network(), network()
+    optimizers = sgd(first), sgd(second)
+    settings = {"low_rank": 0.3, "group": 0.2, "every": 4}
+    one = CompressionAware(first, optimizers[0], **settings)
+    idle_steps(first, optimizers[0], one, 3)
+    two = CompressionAware(second, optimizers[1], **settings)
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict(first.state_dict())
+    idle_steps(first, optimizers[0], one, 1)
+    idle_steps(second, optimizers[1], two, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+def test_diverged_weights_name_layer_and_step():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.1, every=1)
+    model.conv2.weight.data[0, 0] = float("nan")
+    with pytest.raises(Exception, match=r"layer 'conv2', step 1: .*NaN"):
+        idle_steps(model, optimizer, regularizer, 1)
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"low_rank": -1.0}, "low_rank must be 0 or more, found -1.0"),
+        ({"form": "tensor-train"}, "unknown form 'tensor-train'; use one of channel"),
+        ({"groups": "coupled"}, "not there yet"),
+        ({"skip": ("conv9",)}, "skip names no layer 'conv9'; the layers are conv1"),
+        ({"group_factors": {"fc": 2.0}}, "factors name no layer 'fc'"),
+        ({"every": 0}, "every and tile must be 1 or more"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    model = network()
+    with pytest.raises(InputError, match=message):
+        CompressionAware(model, sgd(model), **settings)
+
+
+def test_other_bad_models_are_refused():
+    model = network()
+    with pytest.raises(InputError, match="layer 'conv1' is not in the optimizer"):
+        CompressionAware(model, torch.optim.SGD(model.fc.parameters(), lr=0.1))
+    with pytest.raises(InputError, match=r"torch\.fx cannot trace Untraceable"):
+        CompressionAware(Untraceable(), sgd(Untraceable()))
+    with pytest.raises(InputError, match="has no Conv1d, Conv2d or Linear layer"):
+        CompressionAware(nn.ReLU(), sgd(nn.Linear(1, 1)))
+    with pytest.raises(InputError, match="rankfold export"):
+        CompressionAware(model, sgd(model)).compact()

@@ -1,0 +1,165 @@
+"""The loop: it learns, it repeats itself to the byte, and a killed run ends where an unkilled one does."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rankfold.errors import InputError
+from rankfold.files import sha256_of
+from rankfold.records import TrainRecord
+from rankfold.train import checkpoint, data
+from rankfold.train.recipe import load_recipe
+from rankfold.train.trainer import CHECKPOINT, METRICS, RECORD, learning_rate, train
+
+from .recipes import tiny, toml
+
+KILL_SEED = 20
+RUN_LIMIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def glyphs():
+    return data.load(tiny().data)
+
+
+def weights(folder):
+    return {name: value.numpy().tobytes() for name, value in checkpoint.load(folder / CHECKPOINT).tensors.items()}
+
+
+def test_leaves_the_records_and_learns(tmp_path, glyphs):
+    recipe = tiny(regularizer=None, optimizer={"lr": 0.05, "batch_size": 16, "epochs": 6})
+    seen = []
+    record = train(recipe, glyphs, tmp_path, on_progress=seen.append)
+    assert TrainRecord.read(tmp_path / RECORD) == record
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 6
+    assert record.steps == 6 * 9 == seen[-1].step
+    assert seen[-1].left_s == 0
+    assert record.epochs[-1].train_loss < record.epochs[0].train_loss - 0.1
+    assert record.validation_indices == (0, len(glyphs.validation))
+
+
+def test_regularized_run_logs_ranks_and_ends_small(tmp_path, glyphs):
+    record = train(tiny(), glyphs, tmp_path)
+    last = {layer.name: layer for layer in record.epochs[-1].layers}
+    first = {layer.name: layer for layer in record.epochs[0].layers}
+    assert sum(layer.rank for layer in last.values()) < sum(layer.full_rank for layer in last.values())
+    assert first.keys() == last.keys() >= {"conv1v", "conv3h", "fc"}
+    assert record.epochs[-1].penalty is not None
+
+
+def test_same_seed_same_bytes_and_other_seed_others(tmp_path, glyphs):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tiny(), glyphs, tmp_path / name, seed=seed)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 9, 13, 18, 19, 29])
+def test_resuming_from_any_step_is_exact(tmp_path, glyphs, stop_at):
+    """With a checkpoint at every step, the run is cut in this process; the kill -9 test cuts real ones."""
+
+    def stop(progress):
+        if progress.step == stop_at:
+            raise _Stop
+
+    with pytest.raises(_Stop, match="^$"):
+        train(tiny(), glyphs, tmp_path / "cut", on_progress=stop, checkpoint_every_s=0.0)
+    assert not (tmp_path / "cut" / RECORD).exists()
+    train(tiny(), glyphs, tmp_path / "cut", resume=True)
+    train(tiny(), glyphs, tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(toml().replace("steps = 30", "steps = 200"))
+
+    def start(folder, *options):
+        command = [sys.executable, "-m", "rankfold", "train", str(recipe), "--out", str(folder), "--threads", "1"]
+        return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(RUN_LIMIT_S) == 0
+    rng = random.Random(KILL_SEED)
+    kills = 0
+    for _ in range(counts(3, 20)):
+        child = start(tmp_path / "cut", "--resume")
+        until = time.monotonic() + RUN_LIMIT_S
+        path = tmp_path / "cut" / CHECKPOINT
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while not (path.exists() and path.stat().st_mtime_ns > before) and child.poll() is None:
+            assert time.monotonic() < until, "no checkpoint within the limit"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+        checkpoint.load(path)  # whole, whenever it was killed
+    last = start(tmp_path / "cut", "--resume")
+    assert last.wait(RUN_LIMIT_S) == 0
+    assert kills > 0
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert sha256_of(tmp_path / "cut" / CHECKPOINT)
+
+
+def test_resume_refuses_another_recipe_or_seed(tmp_path, glyphs):
+    train(tiny(), glyphs, tmp_path, seed=1)
+    with pytest.raises(InputError, match="of another recipe or seed"):
+        train(tiny(), glyphs, tmp_path, seed=2, resume=True)
+
+
+def test_divergence_names_the_step(tmp_path, glyphs):
+    wild = tiny(optimizer={"lr": 1e30, "batch_size": 16, "steps": 30})
+    with pytest.raises(Exception, match=r"(the loss is (nan|inf) at step \d+|NaN or infinity)"):
+        train(wild, glyphs, tmp_path)
+
+
+def test_schedule():
+    spec = tiny().optimizer.model_copy(update={"lr": 1.0, "warmup_share": 0.1})
+    rates = [learning_rate(spec, step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(1.0, abs=0.1)
+    assert rates[0] < rates[5] < rates[9]
+    assert rates[99] < 0.01
+    steps = spec.model_copy(update={"schedule": "step", "warmup_share": 0.0})
+    assert [round(learning_rate(steps, step, 100), 6) for step in (0, 49, 50, 75)] == [1.0, 1.0, 0.1, 0.01]
+
+
+def test_packaged_recipes_load():
+    from rankfold.train.recipe import packaged
+
+    assert {"glyphs-dec3", "glyphs-dec3-compact", "chars74k-dec3"} <= set(packaged())
+    for name in packaged():
+        assert load_recipe(name).promise.measured_on
+
+
+def test_set_changes_one_key():
+    recipe = load_recipe("glyphs-dec3", ["optimizer.lr=0.05", "regularizer.low_rank=1e-3", "about=hello there"])
+    assert (recipe.optimizer.lr, recipe.about) == (0.05, "hello there")
+    assert recipe.regularizer is not None
+    assert recipe.regularizer.low_rank == 1e-3
+    with pytest.raises(InputError, match="unknown key 'optimizer.lrr'"):
+        load_recipe("glyphs-dec3", ["optimizer.lrr=0.05"])
+    with pytest.raises(InputError, match="expected key=value"):
+        load_recipe("glyphs-dec3", ["optimizer.lr"])
+
+
+def test_checkpoint_refuses_foreign_and_truncated_files(tmp_path, glyphs):
+    train(tiny(), glyphs, tmp_path)
+    path = tmp_path / CHECKPOINT
+    whole = path.read_bytes()
+    for broken in (b"", whole[:100], whole[:-10], b"\x80\x04pickle", whole[8:]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="truncated or not a checkpoint"):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="of another network"):
+        checkpoint.restore(checkpoint.load(path), torch.nn.Linear(2, 2))
