@@ -31,6 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankfold needs Python 3.11 or newer, found %d.%d; set PYTHON=" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,report,dev]'
+	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/rankfold
 	@touch $@
 
 # --- the main job: recipe → checkpoint → small graph → measured → report -----------------------------------

@@ -122,8 +122,9 @@ class OptimizerSpec(Part):
 class RegularizerSpec(Part):
     """Strengths of the two penalties (design §3) and when they act.
 
-    `low_rank` is τ, `group` is λ, `alpha` the elementwise share. From `hold_from` (share of the steps) on,
-    the strengths are 0 and the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
+    `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
+    the ranks and live groups reached, rounded to `tile`, are kept by projection.
     `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name.
     """
 
@@ -135,6 +136,7 @@ class RegularizerSpec(Part):
     scale: Literal["folded", "relative", "raw"] = "folded"
     start_at: float = Field(default=0.0, ge=0, le=1)
     hold_from: float = Field(default=1.0, ge=0, le=1)
+    hold_macs: float | None = Field(default=None, gt=0, le=1)
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
     skip: list[str] = Field(default_factory=list)

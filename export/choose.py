@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import CheckFailed, InputError
 from ..records import GroupDecision, LayerDecision, Plan
-from .decompose import energy_of_ranks, numerical_rank, singular_values
+from .decompose import energy_of_ranks, numerical_rank, rank_of_share, singular_values
 from .forms import FORMS, Form, resolve
 from .graphs import array
 from .layers import Layer, layers_of
 
-# An energy is compared with sums of float64 ratios of float32 weights; finer steps than this are noise.
-_ENERGY_STEP = 1e-12
+_LEAST_ENERGY = 1e-9  # no more than rank 1 anywhere
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ def _spectrum(layer: Layer, form_name: str) -> _Spectrum:
 
 def _rank(spectrum: _Spectrum, energy: float, tile: int) -> int:
     """By energy, never above the numerical rank, rounded up to the tile but not above the full rank."""
-    exact = int(np.searchsorted(spectrum.energies, energy - _ENERGY_STEP)) + 1
-    return min(ceil(min(exact, spectrum.useful) / tile) * tile, spectrum.full)
+    exact = min(rank_of_share(spectrum.energies, energy), spectrum.useful)
+    return min(ceil(exact / tile) * tile, spectrum.full)
 
 
 def _saves(spectrum: _Spectrum, rank: int) -> bool:
@@ -143,7 +142,7 @@ def _energy_for(budget: int, total: int, spectra: list[_Spectrum], tile: int) ->
     def parameters_at(energy: float) -> int:
         return total - sum(_saved(spectrum, _rank(spectrum, energy, tile)) for spectrum in spectra)
 
-    steps = np.unique(np.concatenate([np.clip(one.energies, _ENERGY_STEP, 1.0) for one in spectra] or [[1.0]]))
+    steps = np.unique(np.concatenate([[_LEAST_ENERGY], *(np.minimum(one.energies, 1.0) for one in spectra)]))
     candidates = [float(step) for step in steps]
     fitting = bisect_right(candidates, budget, key=parameters_at)
     while fitting and parameters_at(candidates[fitting - 1]) > budget:

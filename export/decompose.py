@@ -16,6 +16,9 @@ Array = NDArray[np.floating]
 # values by up to this much (Golub & Van Loan, "Matrix Computations", §5.5.8).
 _EPSILON = float(np.finfo(np.float32).eps)
 
+# Shares are float64 sums of at most a few thousand terms: their last digits are no reason for another rank.
+_SHARE_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -82,8 +85,12 @@ def rank_by_energy(values: Array, energy: float, power: int = 1) -> int:
     """
     if not 0 < energy <= 1:
         raise ValueError(f"expected an energy in (0, 1], found {energy}")
-    share = energy_of_ranks(values, power)
-    return min(int(np.searchsorted(share, energy)) + 1, max(values.size, 1))
+    return rank_of_share(energy_of_ranks(values, power), energy)
+
+
+def rank_of_share(shares: Array, energy: float) -> int:
+    """The first rank whose share (`energy_of_ranks`) reaches `energy`, but for rounding; at least 1."""
+    return min(int(np.searchsorted(shares, energy - _SHARE_ROUNDING)) + 1, max(shares.size, 1))
 
 
 def energy_of_ranks(values: Array, power: int = 1) -> Array:

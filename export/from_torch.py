@@ -20,7 +20,7 @@ import torch
 from ..errors import CheckFailed, InputError
 from ..files import write_bytes
 from ..records import ParityCheck
-from .graphs import IR_VERSION
+from .graphs import IR_VERSION, serialize
 from .parity import BATCHES, EXACT_FACTOR, FLOOR, difference, one_line, run
 from .passes.canonicalize import canonicalize
 
@@ -43,20 +43,23 @@ _EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplem
 def to_onnx(module: torch.nn.Module, example_input: torch.Tensor, path: Path) -> tuple[str, list[ParityCheck]]:
     """Write `module` to `path` with a symbolic batch; returns the exporter that succeeded, and its checks.
 
-    `example_input` is n×…, n ≥ 2. Input and output are named `input` and `output`, the first axis `batch`. Checked
-    at batch 1 and 8 against the module in float64: the error is at most 4 times the float32 module's own. The
-    older exporter is used when the newer one fails or differs; when both do, CheckFailed, and nothing is written.
+    `example_input` is n×… on the CPU, as the module is. Input and output are named `input` and `output`, the first
+    axis `batch`. Checked at batch 1 and 8 against the module in float64: the error is at most 4 times the float32
+    module's own. The older exporter is used when the newer one fails or differs; when both do, CheckFailed, and
+    nothing is written.
     """
     failures = []
+    # torch.export takes a batch of 1 for a constant
+    example = example_input if len(example_input) > 1 else torch.cat([example_input, example_input])
     with _evaluating(module):
         for name, export in ((NEW, _dynamo), (OLD, _torchscript)):
             try:
                 with _quiet():
-                    content = _tidied(export(module, example_input))
+                    content = _tidied(export(module, example))
             except _EXPORT_ERRORS as error:
                 failures.append(f"{name}: {type(error).__name__}: {one_line(error)}")
                 continue
-            checks = [_check(module, example_input, content, batch, name) for batch in BATCHES]
+            checks = [_check(module, example, content, batch, name) for batch in BATCHES]
             if all(check.passed for check in checks):
                 write_bytes(path, content)
                 return name, checks
@@ -110,7 +113,7 @@ def _tidied(model: ir.Model) -> bytes:
     model.producer_name = "pytorch"
     for node in model.graph:
         node.metadata_props.clear()  # the exporter's stack traces: machine paths, and most of the file
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    return serialize(model)
 
 
 def _check(module: torch.nn.Module, example: torch.Tensor, content: bytes, batch: int, exporter: str) -> ParityCheck:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,14 @@ def load(path: Path | str) -> ir.Model:
     """Read and check an ONNX file. Raises InputError, one line: missing, truncated, no ONNX, NaN weights."""
     try:
         proto = onnx.load_model(str(path), format="protobuf")
-        onnx.checker.check_model(proto, full_check=False)
+        onnx.checker.check_model(proto)
+        model = ir.from_proto(proto)
+        ir.to_proto(model)  # strings that are no UTF-8 pass the checker and fail here
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+    except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError, ir.serde.SerdeError) as error:
         found = "an empty file" if Path(path).stat().st_size == 0 else _first_line(error)
         raise InputError(f"{path}: expected an ONNX model, found {found}; export or copy it again") from error
-    model = ir.from_proto(proto)
     _check_finite(model, path)
     return model
 
@@ -42,9 +44,11 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The file's bytes. Raises InputError above protobuf's limit of 2 GB."""
+    """The file's bytes, the same for the same graph. Raises InputError above protobuf's limit of 2 GB."""
     model.ir_version = min(model.ir_version, IR_VERSION) if _opset(model) <= 18 else model.ir_version
     proto = ir.to_proto(model)
+    for entries in (proto.graph.initializer, proto.graph.value_info):
+        entries.sort(key=lambda entry: entry.name)  # shape inference leaves them in any order
     if proto.ByteSize() > _MAX_PROTOBUF_BYTES:
         raise InputError("the model is larger than 2 GB, more than one ONNX file holds; make it smaller")
     return proto.SerializeToString(deterministic=True)
@@ -128,11 +132,10 @@ def refresh_shapes(model: ir.Model) -> None:
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
-def unique(name: str, taken: object) -> str:
+def unique(name: str, taken: Container[str]) -> str:
     """`name`, or the first of `name_2`, `name_3`, … that is not in `taken`."""
-    assert hasattr(taken, "__contains__")
-    candidates: Iterator[str] = (name if n == 1 else f"{name}_{n}" for n in range(1, 1_000_000))
-    return next(candidate for candidate in candidates if candidate not in taken)  # pyright: ignore
+    candidates = (name if n == 1 else f"{name}_{n}" for n in count(1))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _check_finite(model: ir.Model, path: Path | str) -> None:

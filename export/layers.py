@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .forms import KernelShape, Pixels, dense_macs, kernel_shape
-from .graphs import array, input_at, sizes, unique
+from .graphs import array, input_at, set_array, sizes, unique
 
 LAYER_OPERATORS = ("Conv", "Gemm", "ConvTranspose", "MatMul")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\-/]+")
@@ -98,7 +98,9 @@ def _rename(node: ir.Node, index: int, name: str) -> None:
     if value is None or not value.is_initializer() or len(value.uses()) > 1 or node.graph is None:
         return
     initializers = node.graph.initializers if isinstance(node.graph, ir.Graph) else {}
-    if name not in initializers:
+    numbers = array(value)
+    if name not in initializers and numbers is not None:
+        set_array(value, numbers)  # a tensor that is still the caller's protobuf would be renamed there too
         value.name = name
 
 

@@ -70,6 +70,11 @@ def lossy_check(reference: Original, rewritten: bytes, what: str) -> ParityCheck
     return _check(what, reference.batch, relative, absolute, None, passed=bool(np.isfinite(relative)))
 
 
+def not_comparable(reference: Original, what: str) -> ParityCheck:
+    """The failed check of a rewrite that yielded no outputs at all."""
+    return _check(what, reference.batch, np.inf, np.inf, reference.bound, passed=False)
+
+
 def require(check: ParityCheck) -> ParityCheck:
     """The check, if it passed; else CheckFailed."""
     if not check.passed:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from .. import __version__
@@ -19,7 +20,7 @@ from ..records import Parity, ParityCheck, Plan
 from .choose import plan_by_energy
 from .graphs import load, serialize
 from .layers import layers_of
-from .parity import BATCHES, Original, exact_check, lossy_check, original, require
+from .parity import BATCHES, Original, exact_check, lossy_check, not_comparable, original, require
 from .passes.canonicalize import canonicalize
 from .passes.factorize import factorize
 from .passes.flush_denormals import flush_denormals
@@ -28,6 +29,8 @@ from .passes.fold_channels import fold_channels
 from .passes.simplify import simplified
 
 SIMPLIFY = "simplify"
+# what onnxsim raises on graphs it cannot take, and our own word for a result that does not run
+_SIMPLIFIER_ERRORS = (RuntimeError, ValueError, onnx.checker.ValidationError, InputError)
 
 
 def shrink(
@@ -104,12 +107,8 @@ def _exact(model: ir.Model, originals: list[Original], what: str) -> list[Parity
 
 def _write(model: ir.Model, path: Path, checks: list[ParityCheck], source: bytes, plan: Plan | None) -> None:
     """Simplify if that is exact, add the metadata, write; appends the checks of the simplification."""
-    result = simplified(model)
-    originals, rewritten = _originals(serialize(model)), serialize(result)
-    verdicts = [exact_check(truth, rewritten, SIMPLIFY) for truth in originals]
-    if not all(check.passed for check in verdicts):
-        result = model
-        verdicts = [check.model_copy(update={"what": f"{SIMPLIFY} (failed, not used)"}) for check in verdicts]
+    originals = _originals(serialize(model))
+    result, verdicts = _simplify(model, originals)
     checks += verdicts
     result.producer_name, result.producer_version = "rankfold", __version__
     result.metadata_props["rankfold.version"] = __version__
@@ -117,3 +116,17 @@ def _write(model: ir.Model, path: Path, checks: list[ParityCheck], source: bytes
     if plan is not None:
         result.metadata_props["rankfold.plan"] = plan.model_dump_json()
     write_bytes(path, serialize(result))
+
+
+def _simplify(model: ir.Model, originals: list[Original]) -> tuple[ir.Model, list[ParityCheck]]:
+    """The simplified model with its checks; the model as it was, and the checks that say so, on failure."""
+    try:
+        result = simplified(model)
+        rewritten = serialize(result)
+        checks = [exact_check(truth, rewritten, SIMPLIFY) for truth in originals]
+    except _SIMPLIFIER_ERRORS:
+        checks = [not_comparable(truth, SIMPLIFY) for truth in originals]
+        result = model
+    if all(check.passed for check in checks):
+        return result, checks
+    return model, [check.model_copy(update={"what": f"{SIMPLIFY} (failed, not used)"}) for check in checks]

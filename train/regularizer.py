@@ -13,7 +13,8 @@ penalties by their exact proximal operators: low rank first, then groups, an alt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..export.forms import FORMS, Form, kernel_shape, resolve
+from ..export.forms import FORMS, Form, KernelShape, kernel_shape, resolve
 from ..records import FormName, LayerSummary
 from .folded import Layer, Scale
 from .proximal import (
@@ -59,6 +60,7 @@ class CompressionAware:
     hold_at    optimizer step from which the strengths are 0 and the structure reached is kept by projection:
                the rank that holds `energy` of Σσ, and the live filters, both rounded to the nearest multiple
                of `tile`. None: never.
+    hold_macs  share of the dense MACs: hold as soon as the network, exported as it is, would have no more.
     tile       the device's channel multiple. Fewer channels or ranks than one tile are no faster, so with a tile
                above 1 the strongest `tile` singular values and filters of a layer are exempt from shrinkage.
     skip       names of layers to leave alone.
@@ -81,6 +83,7 @@ class CompressionAware:
         groups: Literal["filter", "coupled"] = "filter",
         start_at: int = 0,
         hold_at: int | None = None,
+        hold_macs: float | None = None,
         tile: int = 1,
         energy: float = 1.0,
         skip: tuple[str, ...] = (),
@@ -99,7 +102,8 @@ class CompressionAware:
         self.low_rank, self.group, self.alpha = low_rank, group, alpha
         self.every, self.form = every, form
         self.scale: Scale = scale
-        self.start_at, self.hold_at, self.tile, self.energy = start_at, hold_at, tile, energy
+        self.start_at, self.hold_at, self.hold_macs = start_at, hold_at, hold_macs
+        self.tile, self.energy = tile, energy
         self.layers = _layers(model, skip, needs_trace=group > 0 or scale == "folded")
         self._forms = {layer.name: _form(layer, form) for layer in self.layers.values()}
         self._tau = _strengths(self.layers, low_rank, low_rank_factors or {})
@@ -110,6 +114,7 @@ class CompressionAware:
         self._steps = 0
         self._exempt = tile if tile > 1 else 0
         self._held: dict[str, Held] | None = None
+        self._pixels = _record_pixels(self.layers)
         optimizer.register_step_post_hook(self._count)
 
     # --- the three lines ------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ class CompressionAware:
         due = self._steps > self.start_at and self._steps % self.every == 0 and any(self._pending)
         if due:
             self._act()
-        if self._held is None and self.hold_at is not None and self._steps >= self.hold_at:
+        if self._held is None and self._is_small_enough(due):
             self.hold()
         return due
 
@@ -138,7 +143,8 @@ class CompressionAware:
             layer.kill(dead)
             self._held[name] = Held(rank=None, dead=dead.nonzero().flatten().tolist())
         for name, layer in self.layers.items():
-            self._held[name] = Held(rank=self._rank_at_hold(layer), dead=self._held[name].dead)
+            kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+            self._held[name] = Held(rank=self._exported(layer, kernel)[1], dead=self._held[name].dead)
             self._project(layer, self._held[name])
 
     # --- what one sees --------------------------------------------------------------------------------------
@@ -155,6 +161,20 @@ class CompressionAware:
                 groups = _with_shift(layer, kernel)
                 total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, _size(kernel))
         return total
+
+    @torch.no_grad()
+    def macs(self) -> tuple[int, int]:
+        """(multiply-accumulates if exported now, of the dense network) for one image, after a first forward."""
+        now = dense = 0
+        for layer in self.layers.values():
+            pixels = self._pixels.get(layer.name, 0)
+            kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+            shape, rank = self._exported(layer, kernel)
+            form = self._forms[layer.name]
+            weights = math.prod(shape) if rank is None or form is None else form.parameters(shape, rank)
+            now += weights * pixels
+            dense += kernel.numel() * pixels
+        return now, dense
 
     @torch.no_grad()
     def summary(self) -> list[LayerSummary]:
@@ -183,6 +203,14 @@ class CompressionAware:
         if self._steps > self.start_at:
             for index, group in enumerate(optimizer.param_groups):
                 self._pending[index] += float(group["lr"])
+
+    def _is_small_enough(self, acted: bool) -> bool:
+        if self.hold_at is not None and self._steps >= self.hold_at:
+            return True
+        if self.hold_macs is None or not acted:
+            return False
+        now, dense = self.macs()
+        return now <= self.hold_macs * dense
 
     def _act(self) -> None:
         for layer in self.layers.values():
@@ -249,18 +277,19 @@ class CompressionAware:
         dead[strongest] = False
         return dead
 
-    def _rank_at_hold(self, layer: Layer) -> int | None:
-        """The rank that holds `energy`, to the nearest multiple of the tile; None where factors do not pay."""
-        form = self._forms[layer.name]
-        if not self._tau[layer.name] or form is None:
-            return None
-        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
-        rank = _nearest_multiple(self._rank(_matrix(form, kernel))[0], self.tile)
+    def _exported(self, layer: Layer, kernel: Tensor) -> tuple[KernelShape, int | None]:
+        """The layer's shape without its dead channels, up to the tile, and the rank that holds `energy`, to the
+        nearest multiple of the tile; None where factors do not pay.
+        """
         outputs, inputs, height, width = kernel_shape(kernel.shape)
         outputs = min(outputs, _up_to_multiple(int(layer.live().sum()), self.tile))
         inputs = min(inputs, _up_to_multiple(_live_inputs(kernel), self.tile))
-        dense = outputs * inputs * height * width
-        return rank if form.parameters((outputs, inputs, height, width), rank) < dense else None
+        shape = (outputs, inputs, height, width)
+        form = self._forms[layer.name]
+        if not self._tau[layer.name] or form is None:
+            return shape, None
+        rank = _nearest_multiple(self._rank(_matrix(form, kernel))[0], self.tile)
+        return shape, rank if form.parameters(shape, rank) < math.prod(shape) else None
 
     def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
         """(rank kept at `energy`, full rank, share of Σσ kept)."""
@@ -315,6 +344,22 @@ def _strengths(layers: dict[str, Layer], base: float, factors: Mapping[str, floa
     if unknown:
         raise InputError(f"factors name no layer '{unknown[0]}'; the layers are {', '.join(layers)}")
     return {name: base * factors.get(name, 1.0) for name in layers}
+
+
+def _record_pixels(layers: dict[str, Layer]) -> dict[str, int]:
+    """Output pixels of every layer for one image, filled in by the first forward."""
+    pixels: dict[str, int] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            channels_axis = 1 if isinstance(layers[name].module, nn.Conv1d | nn.Conv2d) else output.ndim - 1
+            pixels.setdefault(name, output[0].numel() // output.shape[channels_axis])
+
+        return record
+
+    for name, layer in layers.items():
+        layer.module.register_forward_hook(recorder(name))
+    return pixels
 
 
 def _form(layer: Layer, requested: str) -> Form | None:

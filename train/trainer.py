@@ -247,6 +247,7 @@ def _regularizer(
         scale=spec.scale,
         start_at=round(spec.start_at * steps),
         hold_at=round(spec.hold_from * steps) if spec.hold_from < 1 else None,
+        hold_macs=spec.hold_macs,
         tile=spec.tile,
         energy=spec.energy,
         skip=tuple(spec.skip),

@@ -163,6 +163,37 @@ def sigmoid_of_dead() -> Case:
     return Case(net.model(net.head(x)), {"a": 6, "fc": 5})
 
 
+def border_of_a_constant() -> Case:
+    """Filter 0 sees constants only, but also the zeros around them: it is not constant."""
+    net = Net()
+    x = net.op("Sigmoid", net.conv("input", "a", 8, dead=DEAD))
+    x = net.conv(x, "b", 6, bias=False)
+    net.weights["b.weight"][0, [0, 2, 3, 5, 6, 7]] = 0
+    return Case(net.model(net.head(x)), {"a": 8, "b": 6, "fc": 5}, {"a": "2 kept: a constant 0.5 in front of"})
+
+
+def average_of_padding() -> Case:
+    """An average that counts padded zeros turns the constant 0.5 into a border; zeros it leaves alone."""
+    net = Net()
+    half = net.op("Sigmoid", net.conv("input", "a", 8, dead=DEAD))
+    zero = net.op("Relu", net.conv("input", "b", 8, dead=DEAD))
+    pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    half, zero = (net.op("AveragePool", x, **pool) for x in (half, zero))
+    x = net.op("Add", net.conv(half, "c", 6, (1, 1)), net.conv(zero, "d", 6, (1, 1)))
+    return Case(net.model(net.head(x)), {"a": 8, "b": 6, "c": 6, "fc": 5})
+
+
+def shared_bias() -> Case:
+    """Simplifiers merge equal vectors; the two layers have nothing to do with each other."""
+    net = Net()
+    x = net.op("Relu", net.conv("input", "a", 8, bias=False, dead=DEAD))
+    x = net.op("Relu", net.conv(x, "b", 8, bias=False))
+    shared = net.weight("zeros", np.zeros(8))
+    for node in net.nodes[::2]:
+        node.input.append(shared)
+    return Case(net.model(net.head(x)), {"a": 6, "b": 8, "fc": 5})
+
+
 def all_dead() -> Case:
     net = Net()
     x = net.block("input", "a", 4, dead=range(4))
@@ -240,6 +271,9 @@ ZOO: tuple[Callable[[], Case], ...] = (
     constant_without_padding,
     constant_before_padding,
     sigmoid_of_dead,
+    border_of_a_constant,
+    average_of_padding,
+    shared_bias,
     all_dead,
     grouped,
     depthwise,

@@ -109,6 +109,29 @@ def test_a_wrong_simplification_is_not_used(tmp_path, dense, monkeypatch):
     assert difference(_outputs(tmp_path / "compact.onnx"), _outputs(dense))[0] < SAME
 
 
+def test_a_simplifier_that_raises_is_not_used(tmp_path, dense, monkeypatch):
+    def broken(model):
+        raise RuntimeError("no such node")
+
+    monkeypatch.setattr(shrinking, "simplified", broken)
+    parity = prepare_dense(dense, tmp_path / "prepared.onnx")
+    assert [check.what for check in parity.checks if not check.passed] == ["simplify (failed, not used)"] * 2
+    assert difference(_outputs(tmp_path / "prepared.onnx"), _outputs(dense))[0] < SAME
+
+
+def test_a_prepared_model_shrinks_the_same_way(tmp_path, case):
+    onnx.save(case.model, tmp_path / "dense.onnx")
+    prepare_dense(tmp_path / "dense.onnx", tmp_path / "prepared.onnx")
+    first, second = (
+        shrink(tmp_path / f"{name}.onnx", tmp_path / f"{name}-compact.onnx", energy=0.5)[0]
+        for name in ("dense", "prepared")
+    )
+    assert first.groups == second.groups
+    assert {name: one.ranks for name, one in first.layers.items()} == {
+        name: one.ranks for name, one in second.layers.items()
+    }
+
+
 def _missing(path: Path) -> None:
     path.unlink()
 

@@ -14,22 +14,29 @@ from torch import nn
 CLOSE = 1e-4  # float32 SVDs of matrices with norms near 1, written back through a division
 
 
-def network(seed: int = 0) -> nn.Sequential:
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 12, (1, 3), bias=False)
+        self.bn2 = nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def network(seed: int = 0) -> Net:
     torch.manual_seed(seed)
-    model = nn.Sequential()
-    model.add_module("conv1", nn.Conv2d(3, 8, 3, padding=1, bias=False))
-    model.add_module("bn1", nn.BatchNorm2d(8))
-    model.add_module("relu1", nn.ReLU())
-    model.add_module("conv2", nn.Conv2d(8, 12, (1, 3), bias=False))
-    model.add_module("bn2", nn.BatchNorm2d(12))
-    model.add_module("relu2", nn.ReLU())
-    model.add_module("gap", nn.AdaptiveAvgPool2d(1))
-    model.add_module("flatten", nn.Flatten())
-    model.add_module("fc", nn.Linear(12, 4))
+    model = Net()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, -1.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
+            assert module.running_var is not None
             module.running_var.uniform_(0.2, 3.0)
     return model
 
@@ -62,6 +69,7 @@ def test_one_step_is_the_prox_of_the_folded_kernel(form):
     before = layer.kernel("folded")
     idle_steps(model, optimizer, regularizer, 5)
     chosen = regularizer._forms["conv1"]
+    assert chosen is not None
     expected = nuclear_norm_prox(chosen.matricize(before), 5 * 0.1 * 0.4)
     torch.testing.assert_close(chosen.matricize(layer.kernel("folded")), expected, atol=CLOSE, rtol=CLOSE)
 
@@ -154,7 +162,8 @@ def test_holding_keeps_ranks_and_filters_through_training():
         rank, dead = held[row.name]
         assert rank is None or (row.rank <= rank and rank % 2 == 0)
         if row.groups is not None:
-            assert (model.get_submodule(row.name).weight[dead] == 0).all()
+            weight = model.state_dict()[f"{row.name}.weight"]
+            assert (weight[dead] == 0).all()
 
 
 def test_finish_takes_the_step_that_is_due():
@@ -178,6 +187,19 @@ def test_with_a_tile_the_strongest_stay():
     assert [row.rank for row in regularizer.summary()] == [4, 4, 4]
 
 
+def test_holds_once_the_exported_network_is_small_enough():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.5, group=0.3, every=1, tile=2, hold_macs=0.4)
+    model(torch.randn(2, 3, 8, 8))
+    now, dense = regularizer.macs()
+    assert now == dense == 8 * 27 * 64 + 12 * 24 * 48 + 48
+    while regularizer.state_dict()["held"] is None:
+        assert regularizer.macs()[0] > 0.4 * dense
+        idle_steps(model, optimizer, regularizer, 1)
+    assert regularizer.macs()[0] <= 0.4 * dense
+
+
 def test_penalty_falls_and_is_that_of_the_objective():
     model = network()
     optimizer = sgd(model)
@@ -199,7 +221,9 @@ def test_state_makes_the_next_step_the_same():
     second.load_state_dict(first.state_dict())
     idle_steps(first, optimizers[0], one, 1)
     idle_steps(second, optimizers[1], two, 1)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_diverged_weights_name_layer_and_step():

@@ -72,7 +72,7 @@ def test_resuming_from_any_step_is_exact(tmp_path, glyphs, stop_at):
         if progress.step == stop_at:
             raise _Stop
 
-    with pytest.raises(_Stop, match="^$"):
+    with pytest.raises(_Stop, match=r"^$"):
         train(tiny(), glyphs, tmp_path / "cut", on_progress=stop, checkpoint_every_s=0.0)
     assert not (tmp_path / "cut" / RECORD).exists()
     train(tiny(), glyphs, tmp_path / "cut", resume=True)
@@ -146,7 +146,7 @@ def test_set_changes_one_key():
     assert (recipe.optimizer.lr, recipe.about) == (0.05, "hello there")
     assert recipe.regularizer is not None
     assert recipe.regularizer.low_rank == 1e-3
-    with pytest.raises(InputError, match="unknown key 'optimizer.lrr'"):
+    with pytest.raises(InputError, match=r"unknown key .optimizer\.lrr."):
         load_recipe("glyphs-dec3", ["optimizer.lrr=0.05"])
     with pytest.raises(InputError, match="expected key=value"):
         load_recipe("glyphs-dec3", ["optimizer.lr"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from rankfold.export.graphs import array
+from rankfold.export.graphs import array, serialize
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.flush_denormals import flush_denormals
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
@@ -20,7 +20,7 @@ def _folded(case) -> ir.Model:
 
 
 def _content(graph: ir.Model) -> bytes:
-    return ir.to_proto(graph).SerializeToString(deterministic=True)
+    return serialize(graph)
 
 
 def test_canonicalize_is_exact_and_idempotent(case, assert_exact):
