@@ -8,15 +8,18 @@ DATA ?=
 DEVICE ?= host
 SEED ?= 0
 THREADS ?= 1
+PAIRS ?=
 OUT ?= runs/$(notdir $(basename $(RECIPE)))-$(SEED)
 
 READY := $(VENV)/.ready
 RANKFOLD := $(VENV)/bin/rankfold
 COMPARE := $(VENV)/bin/python -m rankfold.benchmarks.compare
 RECIPE_FILE := $(firstword $(wildcard $(RECIPE) train/recipes/$(RECIPE).toml))
+RECIPES = $(basename $(notdir $(wildcard train/recipes/*.toml)))
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 
 export ORT_DISABLE_TELEMETRY := 1
+export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check soak format train export evaluate bench report chars74k clean
@@ -45,10 +48,12 @@ evaluate: $(OUT)/evaluation.json ## score both on the test split
 bench: $(OUT)/bench.json ## measure both on DEVICE
 report: $(OUT)/report.html ## write OUT/report.html
 
-# A record is written last by its stage, so it stands for all the stage leaves.
+# A record is written last by its stage, so it stands for all the stage leaves. A checkpoint that is newer than the
+# recipe is of a training that was killed: it goes on; any other training begins anew.
 $(OUT)/train.json: $(RECIPE_FILE) | $(READY)
-	@test -n "$(RECIPE_FILE)" || { echo "rankfold: no recipe $(RECIPE); give RECIPE=file.toml or one of: $(basename $(notdir $(wildcard train/recipes/*.toml)))" >&2; exit 2; }
-	$(RANKFOLD) train $(RECIPE) $(DATA_OPTION) --seed $(SEED) --out $(OUT) $(if $(wildcard $@),,--resume)
+	$(if $(RECIPE_FILE),,$(error rankfold: no recipe $(RECIPE); give RECIPE=file.toml or one of: $(RECIPES)))
+	$(RANKFOLD) train $(RECIPE) $(DATA_OPTION) --seed $(SEED) --out $(OUT) \
+	  $$(test $(OUT)/checkpoint.safetensors -nt $(RECIPE_FILE) && echo --resume)
 
 $(OUT)/plan.json: $(OUT)/train.json
 	$(RANKFOLD) export $(OUT)
@@ -57,7 +62,7 @@ $(OUT)/evaluation.json: $(OUT)/plan.json
 	$(RANKFOLD) evaluate $(OUT) $(DATA_OPTION)
 
 $(OUT)/bench.json: $(OUT)/plan.json
-	$(RANKFOLD) bench $(OUT) --device $(DEVICE) --threads $(THREADS) -o $@
+	$(RANKFOLD) bench $(OUT) --device $(DEVICE) --threads $(THREADS) $(if $(PAIRS),--pairs $(PAIRS)) -o $@
 
 $(OUT)/report.html: $(OUT)/bench.json $(OUT)/evaluation.json
 	$(RANKFOLD) report $(OUT) -o $@

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
 
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED = ".part"
 
 
 @contextmanager
@@ -23,20 +25,47 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
+        with _writing(path):
+            temporary = _temporary_beside(path)
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a scratch folder inside `folder`; on success its files `names` move up in this order, else all go.
+
+    The last name stands for all: as long as it is the old one, the others may be too.
+    """
+    with (
+        _writing(folder),
+        tempfile.TemporaryDirectory(prefix=".", suffix=_UNFINISHED, dir=folder) as scratch,
+    ):
+        yield Path(scratch)
+        for name in names:
+            os.replace(Path(scratch) / name, folder / name)
+        _sync(folder)
+
+
+def require_writable(path: Path) -> None:
+    """Raise now the InputError that writing `path` would end in after hours of work."""
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _temporary_beside(path).unlink()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left in a folder that nobody else writes to now."""
+    for leftover in folder.glob(f".*{_UNFINISHED}"):
+        if leftover.is_file():
+            leftover.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -57,6 +86,21 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
+
+
+def _temporary_beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=_UNFINISHED, dir=path.parent)
+    os.close(handle)
+    return Path(name)
 
 
 def _sync(path: Path) -> None:

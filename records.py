@@ -259,14 +259,25 @@ class ComparisonSpec(Record):
         if len(set(names)) < len(names):
             raise ValueError("two variants have the same name")
         own = {variant.name for variant in self.variants if variant.recipe is not None}
+        sized = {variant.name for variant in self.variants if variant.parameters_of is None}
         for variant in self.variants:
             if variant.trained_by is not None and variant.trained_by not in own:
                 raise ValueError(f"{variant.name}: trained_by names no variant with a recipe: {variant.trained_by}")
-            if variant.parameters_of is not None and variant.parameters_of not in names:
+            if variant.parameters_of is not None and variant.parameters_of not in sized:
                 raise ValueError(f"{variant.name}: parameters_of names no variant: {variant.parameters_of}")
-        if self.compact not in names:
-            raise ValueError(f"compact names no variant: {self.compact}")
+        if self.compact not in names[1:]:
+            raise ValueError(f"compact names no variant but the baseline: {self.compact}")
         return self
+
+
+class Made(Record):
+    """`models/NAME.made.json`: what a compared model was made of; anything else makes it again.
+
+    Format 1: first version.
+    """
+
+    config_hash: str
+    parameters: int | None = Field(description="the most it was allowed to have")
 
 
 class ResultRow(Record):

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import InputError
+from .files import replacing_all, require_writable
 from .records import Bench, Evaluation, Facts, Parity, Plan, Score, TrainRecord, Weather
 from .terminal import bars
+
+if TYPE_CHECKING:
+    from .train.data import Dataset
 
 Split = Literal["validation", "test"]
 DENSE, COMPACT = "dense.onnx", "compact.onnx"
@@ -26,7 +30,7 @@ def export_run(
     tile: int | None = None,
     parameters: int | None = None,
 ) -> Plan:
-    """Write a finished run's dense.onnx and compact.onnx, plan.json and parity.json.
+    """Write a finished run's dense.onnx and compact.onnx, parity.json and plan.json: all of them, or none.
 
     `form` and `energy` default to the recipe's own, `tile` to this machine's; with `parameters` the energy is
     the largest, one for all layers, whose network has at most that many.
@@ -42,44 +46,48 @@ def export_run(
     record = TrainRecord.read(run_dir / RECORD)
     spec = record.recipe.regularizer
     model = build(record.recipe.model, record.input_shape[0], record.classes)
-    checkpoint.restore(checkpoint.load(run_dir / CHECKPOINT), model)
-    dense, compact = run_dir / DENSE, run_dir / COMPACT
-    exporter, checks = to_onnx(model, torch.zeros(1, *record.input_shape), dense)
-    prepared = prepare_dense(dense)
-    plan, parity = shrink(
-        dense,
-        compact,
-        form=form or (spec.form if spec else "channel"),
-        energy=energy if energy is not None else (spec.energy if spec else 1.0),
-        tile=tile if tile is not None else probe_device("host")[0].tile,
-        parameters=parameters,
-    )
-    Parity(exporter=exporter, checks=[*checks, *prepared.checks, *parity.checks]).write(run_dir / "parity.json")
-    plan.write(run_dir / "plan.json")
+    stored = checkpoint.load(run_dir / CHECKPOINT)
+    checkpoint.restore(stored, model)
+    for name, tensor in stored.model_state().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{run_dir / CHECKPOINT}: '{name}' holds NaN or infinity; train again")
+    with replacing_all(run_dir, (DENSE, COMPACT, "parity.json", "plan.json")) as folder:
+        exporter, checks = to_onnx(model, torch.zeros(1, *record.input_shape), folder / DENSE)
+        prepared = prepare_dense(folder / DENSE)
+        plan, parity = shrink(
+            folder / DENSE,
+            folder / COMPACT,
+            form=form or (spec.form if spec else "channel"),
+            energy=energy if energy is not None else (spec.energy if spec else 1.0),
+            tile=tile if tile is not None else probe_device("host")[0].tile,
+            parameters=parameters,
+        )
+        Parity(exporter=exporter, checks=[*checks, *prepared.checks, *parity.checks]).write(folder / "parity.json")
+        plan.write(folder / "plan.json")
     return plan
 
 
 def evaluate_run(run_dir: Path, data: Path | None, split: Split = "test") -> Evaluation:
     """Score a run's dense.onnx and compact.onnx on a split of its recipe's data: evaluation.json."""
+    from .train import data as datasets
     from .train.trainer import RECORD
 
     record = TrainRecord.read(run_dir / RECORD)
-    scores = score_models({"dense": run_dir / DENSE, "compact": run_dir / COMPACT}, record, data, split)
+    models = {"dense": run_dir / DENSE, "compact": run_dir / COMPACT}
+    scores = score_models(models, datasets.load(record.recipe.data, data), split, record.seed)
     evaluation = Evaluation(scores=scores)
     evaluation.write(run_dir / "evaluation.json")
     return evaluation
 
 
-def score_models(models: Mapping[str, Path], record: TrainRecord, data: Path | None, split: Split) -> list[Score]:
-    """Top-1 accuracy by ONNX Runtime of each model on the data of a training record."""
+def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, seed: int) -> list[Score]:
+    """Top-1 accuracy by ONNX Runtime of each model on a split; `seed` is the one they were trained with."""
     from .export.evaluate import score
-    from .train import data as datasets
 
-    dataset = datasets.load(record.recipe.data, data)
     part = {"validation": dataset.validation, "test": dataset.test}[split]
     inputs = dataset.inputs(part.images)
     return [
-        score(path, inputs, part.labels, data=dataset.name, split=split, seed=record.seed, name=name)
+        score(path, inputs, part.labels, data=dataset.name, split=split, seed=seed, name=name)
         for name, path in models.items()
     ]
 
@@ -102,13 +110,15 @@ def measure_models(
 
     options = Options(threads=threads, provider=provider, session_config=session_config or {}, pairs=pairs, seed=seed)
     found = card.find(device)
+    sources = named(models)
+    require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar:
         bar = new_bar("bench")
 
         def show(progress: Progress) -> None:
             bar.show(progress.done, progress.total, progress.left_s, progress.what)
 
-        bench = measure(named(models), LocalTransport(), found, options, show)
+        bench = measure(sources, LocalTransport(), found, options, show)
     bench.write(output)
     return bench
 

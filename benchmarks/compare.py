@@ -1,7 +1,7 @@
 """Run a comparison: `python -m rankfold.benchmarks.compare demo --out runs/demo`.
 
     runs/NAME-sSEED/      each variant's training (resumed if killed, kept if done)
-    models/NAME.onnx      what was measured, with its plan, parity and training record beside it
+    models/NAME.onnx      what was measured; beside it its plan, parity, training record, and what made it
     evaluation.json, bench.json, report.html
 
 With several seeds the models are named NAME-sSEED. `--results FILE.jsonl` appends a row a network, once.
@@ -13,26 +13,28 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import shutil
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
-from ..errors import CheckFailed, InputError, RankfoldError
-from ..files import sha256_of, write_text
+from ..errors import CheckFailed, DeviceError, InputError, RankfoldError
+from ..files import remove_unfinished, require_writable, sha256_of, write_bytes, write_text
 from ..records import (
     Bench,
     ComparisonSpec,
     Evaluation,
+    Made,
     Recipe,
     ResultRow,
     Score,
@@ -40,9 +42,15 @@ from ..records import (
     VariantSpec,
     first_problem,
 )
+from ..runtime.stats import pairs_wanted
 from ..stages import COMPACT, DENSE, export_run, measure_models, score_models
 from ..terminal import bars, print_bench
 from ..train.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnContext
+
+    from ..train.data import Dataset
 
 _POLL_S = 0.2
 
@@ -95,9 +103,8 @@ def compare(
 
 def main() -> NoReturn:
     """The command line of a comparison."""
-    arguments = _parser().parse_args()
     try:
-        _run(arguments)
+        _run(_parser().parse_args())
     except RankfoldError as error:
         print(f"rankfold: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -111,6 +118,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from ..runtime.report import write_report
 
     spec = load_spec(arguments.comparison)
+    for output in (arguments.out / "bench.json", arguments.results):
+        if output is not None:
+            require_writable(output)  # now, not after hours of training
     bench, evaluation = compare(
         spec,
         arguments.out,
@@ -136,7 +146,7 @@ def load_spec(name: str) -> ComparisonSpec:
         return ComparisonSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"cannot read comparison {path}: {error.strerror}; give a name or a .toml file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"comparison {path}: not TOML: {error}") from error
     except ValidationError as error:
         raise InputError(f"comparison {path}: {first_problem(error)}") from error
@@ -191,7 +201,7 @@ def _train_all(todo: list[Job], data: Path | None, workers: int) -> None:
     if not todo:
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, context) as pool, bars() as new_bar:
+    with context.Manager() as manager, _workers(workers, context) as pool, bars() as new_bar:
         queue: Queue[tuple[str, int, int, float, str]] = manager.Queue()
         running = [pool.submit(_train_one, job, data, queue) for job in todo]
         shown: dict[str, Any] = {}
@@ -200,11 +210,26 @@ def _train_all(todo: list[Job], data: Path | None, workers: int) -> None:
                 _show_one(queue, shown, new_bar)
             for future in as_completed(running):
                 future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True, wait=False)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+        except BrokenProcessPool as error:
+            raise DeviceError("a training process was killed; free memory, then give the same command") from error
+        finally:
+            _stop(pool, todo)
+
+
+def _workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
+    """Ctrl-C reaches the whole process group: the workers leave it to us."""
+    return ProcessPoolExecutor(count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+
+
+def _stop(pool: ProcessPoolExecutor, jobs: list[Job]) -> None:
+    """End what still runs (after a failure or Ctrl-C; checkpoints stay), and what it was writing."""
+    workers = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers(), nothing before
+    pool.shutdown(cancel_futures=True, wait=False)
+    for worker in workers:
+        worker.terminate()
+        worker.join()
+    for job in jobs:
+        remove_unfinished(job.folder)
 
 
 def _show_one(queue: Queue[tuple[str, int, int, float, str]], shown: dict[str, Any], new_bar: Callable) -> None:
@@ -218,15 +243,16 @@ def _show_one(queue: Queue[tuple[str, int, int, float, str]], shown: dict[str, A
 
 def _train_one(job: Job, data: Path | None, queue: Queue[tuple[str, int, int, float, str]]) -> None:
     """In a worker process: train, resuming a run that was killed."""
+    from ..train import checkpoint
     from ..train import data as datasets
-    from ..train.trainer import Progress, train
+    from ..train.trainer import CHECKPOINT, RECORD, Progress, belongs, train
 
     def report(name: str, progress: Progress) -> None:
         if progress.step % 10 == 0 or progress.row is not None:
             queue.put((name, progress.step, progress.steps, progress.left_s, f"loss {progress.loss:.3f}"))
 
-    unfinished = not (job.folder / "train.json").exists()
-    (job.folder / "train.json").unlink(missing_ok=True)
+    path = job.folder / CHECKPOINT
+    unfinished = path.exists() and not (job.folder / RECORD).exists()
     dataset = datasets.load(job.recipe.data, data)
     name = f"{job.name}-s{job.seed}"
     train(
@@ -235,7 +261,7 @@ def _train_one(job: Job, data: Path | None, queue: Queue[tuple[str, int, int, fl
         job.folder,
         seed=job.seed,
         threads=1,
-        resume=unfinished,
+        resume=unfinished and belongs(checkpoint.load(path).facts, job.recipe, job.seed),
         on_progress=partial(report, name),
     )
 
@@ -250,12 +276,12 @@ def _export_all(networks: list[Network], out: Path) -> dict[str, Path]:
         target = out / "models" / f"{network.name}.onnx"
         exported[network.variant.name, network.job.seed] = target
         models[network.name] = target
-        record = network.job.folder / "train.json"
-        if target.exists() and target.stat().st_mtime_ns > record.stat().st_mtime_ns:
-            continue
         limit = None
         if network.variant.parameters_of is not None:
             limit = count(exported[network.variant.parameters_of, network.job.seed]).parameters
+        made = Made(config_hash=config_hash(network), parameters=limit)
+        if _is_made(target, made, network.job.folder / "train.json"):
+            continue
         export_run(
             network.job.folder,
             form=network.variant.form,
@@ -263,44 +289,65 @@ def _export_all(networks: list[Network], out: Path) -> dict[str, Path]:
             parameters=limit,
         )
         _copy_model(network, target)
+        made.write(_made_path(target))
     return {network.name: models[network.name] for network in networks}
 
 
+def _made_path(target: Path) -> Path:
+    return target.with_name(f"{target.stem}.made.json")
+
+
+def _is_made(target: Path, made: Made, record: Path) -> bool:
+    """Whether the model is there, made of just this, and since the training's record was written."""
+    path = _made_path(target)
+    if not (target.exists() and path.exists()):
+        return False
+    return Made.read(path) == made and path.stat().st_mtime_ns > record.stat().st_mtime_ns
+
+
 def _copy_model(network: Network, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = network.job.folder
-    shutil.copyfile(folder / "train.json", target.with_suffix(".train.json"))
-    shutil.copyfile(folder / "parity.json", target.with_suffix(".parity.json"))
-    if network.variant.write == "compact":
-        shutil.copyfile(folder / "plan.json", target.with_suffix(".plan.json"))
-    shutil.copyfile(folder / (COMPACT if network.variant.write == "compact" else DENSE), target)
+    folder, compact = network.job.folder, network.variant.write == "compact"
+    _made_path(target).unlink(missing_ok=True)
+    beside = ("train.json", "parity.json", "plan.json") if compact else ("train.json", "parity.json")
+    for name in beside:
+        write_bytes(target.with_name(f"{target.stem}.{name}"), (folder / name).read_bytes())
+    write_bytes(target, (folder / (COMPACT if compact else DENSE)).read_bytes())
 
 
 def _evaluate_all(networks: list[Network], models: dict[str, Path], data: Path | None, out: Path) -> Evaluation:
     """Validation and test accuracy of every model; scores of files that have not changed are kept."""
+    from ..train import data as datasets
+
     path = out / "evaluation.json"
     known = Evaluation.read(path).scores if path.exists() else []
     have = {(score.name, score.model_sha256, score.split): score for score in known}
     scores: list[Score] = []
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    loaded: dict[str, Dataset] = {}
     for network in networks:
-        model = models[network.name]
+        model, spec = models[network.name], network.job.recipe.data
         for split in splits:
             kept = have.get((network.name, sha256_of(model), split))
-            record = TrainRecord.read(network.job.folder / "train.json")
-            scores += [kept] if kept else score_models({network.name: model}, record, data, split)
+            if kept is not None:
+                scores.append(kept)
+                continue
+            key = spec.model_dump_json()
+            dataset = loaded[key] = loaded.get(key) or datasets.load(spec, data)
+            scores += score_models({network.name: model}, dataset, split, network.job.seed)
     evaluation = Evaluation(scores=scores)
     evaluation.write(path)
     return evaluation
 
 
 def _bench_all(models: dict[str, Path], out: Path, threads: int, pairs: int | None) -> Bench:
-    """One run for all of them; a bench.json of these very files is kept."""
+    """One run for all of them; a bench.json of these very files, threads and pairs is kept."""
     path = out / "bench.json"
+    pairs = pairs or pairs_wanted(threads)
     wanted = [(name, sha256_of(model)) for name, model in models.items()]
     if path.exists():
         bench = Bench.read(path)
-        if [(v.name, v.sha256) for v in bench.variants] == wanted and bench.context.threads == threads:
+        options = (bench.context.threads, bench.comparisons[0].pairs)
+        if [(v.name, v.sha256) for v in bench.variants] == wanted and options == (threads, pairs):
             return bench
     return measure_models(list(models.values()), output=path, threads=threads, pairs=pairs)
 
@@ -353,13 +400,32 @@ def config_hash(network: Network) -> str:
 
 def append_rows(path: Path, new: Sequence[ResultRow]) -> None:
     """Append rows to a JSON-lines file; a row of the same configuration and seed is replaced."""
-    old = [ResultRow.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        old = [ResultRow.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error
     merged = {(row.comparison, row.config_hash, row.seed): row for row in [*old, *new]}
     write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as everywhere, without the usage before it."""
+        raise InputError(f"{message}; see --help")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, found {text!r}")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m rankfold.benchmarks.compare",
         description="Train networks equally long, measure them together, report, and check the claim.",
         epilog="Example: python -m rankfold.benchmarks.compare demo --out runs/demo",
@@ -367,10 +433,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("comparison", help="a .toml file, or the name of one that comes along")
     parser.add_argument("--out", type=Path, required=True, help="comparison folder")
     parser.add_argument("--data", type=Path, help="npz file, for recipes that need one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each (default: 2)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the measured networks (default: 1)")
-    parser.add_argument("--pairs", type=int, help="launch pairs a variant (default: 8 at one thread, 24 at more)")
+    parser.add_argument("--seeds", type=_whole(0), nargs="+", default=[0])
+    parser.add_argument("--jobs", type=_whole(1), default=2, help="trainings at a time, one thread each (default: 2)")
+    parser.add_argument("--threads", type=_whole(1), default=1, help="threads of the measured networks (default: 1)")
+    parser.add_argument("--pairs", type=_whole(2), help="launch pairs a variant (default: 8 at one thread, 24 at more)")
     parser.add_argument("--results", type=Path, help="append a row a network to this .jsonl")
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckFailed, Inconclusive, InputError
@@ -35,6 +36,13 @@ def parse(text: str) -> Gate:
     return Gate(found["variant"], factor, found["reference"])
 
 
+def check_names(gate: Gate, known: Sequence[str]) -> None:
+    """InputError if the gate names a model that is not among `known`; it can be asked before any is timed."""
+    for name in (gate.variant, gate.reference):
+        if name not in known:
+            raise InputError(f"gate names '{name}', the bench has {', '.join(known)}; use one of these")
+
+
 def judge(gate: Gate, bench: Bench) -> str:
     """One line saying that the gate holds with its whole interval.
 
@@ -55,10 +63,7 @@ def judge(gate: Gate, bench: Bench) -> str:
 
 
 def _find(gate: Gate, bench: Bench) -> Comparison:
-    known = [variant.name for variant in bench.variants]
-    for name in (gate.variant, gate.reference):
-        if name not in known:
-            raise InputError(f"gate names '{name}', the bench has {', '.join(known)}; use one of these")
+    check_names(gate, [variant.name for variant in bench.variants])
     for comparison in bench.comparisons:
         if {comparison.baseline, comparison.variant} == {gate.variant, gate.reference}:
             return comparison

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 SOAK = os.environ.get("RANKFOLD_SOAK") == "1"
 ROOT = Path(__file__).resolve().parent.parent
 

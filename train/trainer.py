@@ -120,6 +120,12 @@ def train(
         run.step, run.sums = stored.facts["step"], Sums(**stored.facts["sums"])
         run.history = [EpochRow.model_validate(row) for row in stored.facts["history"]]
 
+    files.require_writable(path)
+    files.remove_unfinished(run_dir)
+    (run_dir / RECORD).unlink(missing_ok=True)  # a run that is under way does not look done
+    if not resume:
+        path.unlink(missing_ok=True)
+
     def save() -> None:
         facts = run.facts(recipe, seed) | {"scaler": scaler.state_dict()}
         facts["regularizer"] = regularizer.state_dict() if regularizer is not None else None
@@ -256,8 +262,13 @@ def _regularizer(
     )
 
 
+def belongs(facts: dict[str, Any], recipe: Recipe, seed: int) -> bool:
+    """Whether a checkpoint's facts are of this very recipe and seed."""
+    return facts["recipe"] == recipe.model_dump(mode="json") and facts["seed"] == seed
+
+
 def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, path: Path) -> None:
-    if facts["recipe"] != recipe.model_dump(mode="json") or facts["seed"] != seed:
+    if not belongs(facts, recipe, seed):
         raise InputError(f"{path} is of another recipe or seed; choose another --out, or leave out --resume")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export import shrink as shrinking
@@ -28,6 +29,12 @@ def dense(tmp_path, chain_case) -> Path:
 def _outputs(path: Path, batch: int = 2) -> list[np.ndarray]:
     model = onnx.load(path)
     return run(model.SerializeToString(), normal_inputs(model, batch, np.random.default_rng(0)))
+
+
+def _scale(value: ir.Value, factor: float) -> None:
+    numbers = array(value)
+    assert numbers is not None
+    set_array(value, numbers * np.float32(factor))
 
 
 def test_every_zoo_model_shrinks(tmp_path, case):
@@ -84,8 +91,7 @@ def test_prepare_dense_folds_batchnorm_and_nothing_else(tmp_path, dense):
 
 def test_a_pass_that_is_not_exact_is_caught_and_nothing_written(tmp_path, dense, monkeypatch):
     def corrupt(model, tile):
-        value = model.graph.initializers["b.weight"]
-        set_array(value, array(value) * np.float32(1.01))
+        _scale(model.graph.initializers["b.weight"], 1.01)
         return {}
 
     monkeypatch.setattr(shrinking, "fold_channels", corrupt)
@@ -99,8 +105,7 @@ def test_a_wrong_simplification_is_not_used(tmp_path, dense, monkeypatch):
 
     def wrong(model):
         result = real(model)
-        value = result.graph.initializers["fc.bias"]
-        set_array(value, array(value) + np.float32(1))
+        _scale(result.graph.initializers["fc.bias"], 2.0)
         return result
 
     monkeypatch.setattr(shrinking, "simplified", wrong)

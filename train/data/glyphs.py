@@ -59,7 +59,9 @@ def load_glyphs(spec: DataSpec) -> Dataset:
     )
 
 
+@cache
 def _split(part: str, size: int, seed: int) -> Split:
+    """Rendered once a process: a comparison trains several networks on the same images."""
     images = np.empty((size, 1, SIZE, SIZE), np.uint8)
     labels = np.arange(size) % len(CLASSES)
     for index in range(size):
