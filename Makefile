@@ -26,7 +26,7 @@ export OPENBLAS_NUM_THREADS := 1
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: RECIPE=$(RECIPE) DATA=$(DATA) DEVICE=$(DEVICE) OUT=$(OUT) SEED=$(SEED) THREADS=$(THREADS)"
+	@echo "  variables: RECIPE=$(RECIPE) DATA=$(DATA) DEVICE=$(DEVICE) OUT=$(OUT) SEED=$(SEED) THREADS=$(THREADS) PAIRS=$(PAIRS)"
 
 setup: $(READY) ## make the virtual environment with the tested versions
 

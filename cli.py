@@ -31,8 +31,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report its run folder",
 )
-devices_app = typer.Typer(help="The boards rankfold knows: list them, probe one.", no_args_is_help=True)
+devices_app = typer.Typer(
+    help="The boards rankfold knows: list them, probe one.",
+    no_args_is_help=True,
+    epilog="Example:  [bold]rankfold devices probe host[/]",
+)
 app.add_typer(devices_app, name="devices")
 
 Split = Literal["validation", "test"]
@@ -202,7 +207,7 @@ def report(
 # --- devices ------------------------------------------------------------------------------------------------
 
 
-@devices_app.command("list")
+@devices_app.command("list", epilog="Example:  [bold]rankfold devices list[/]")
 def devices_list() -> None:
     """The devices there are cards for."""
     from .devices import card

@@ -133,7 +133,8 @@ class RegularizerSpec(Part):
     alpha: float = Field(default=0.0, ge=0, le=1)
     form: Literal["channel", "input-channel", "spatial", "linear"] = "channel"
     every: int = Field(default=10, gt=0)
-    scale: Literal["folded", "relative", "raw"] = "folded"
+    scale: Literal["folded", "raw"] = "folded"
+    relative: bool = False
     start_at: float = Field(default=0.0, ge=0, le=1)
     hold_from: float = Field(default=1.0, ge=0, le=1)
     hold_macs: float | None = Field(default=None, gt=0, le=1)

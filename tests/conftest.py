@@ -26,3 +26,14 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the project: nothing to load published weights from")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A tiny recipe that `make train export bench report` took all the way: copy it, do not change it."""
+    from .making import GOALS, Maker
+
+    maker = Maker(tmp_path_factory.mktemp("finished"))
+    done = maker.make(*GOALS)
+    assert done.returncode == 0, done.stderr
+    return maker

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .tracing import BatchNorm, ConvOrLinear
 
-Scale = Literal["folded", "relative", "raw"]
+Scale = Literal["folded", "raw"]
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,15 @@ class Held:
 class CompressionAware:
     """Takes the proximal steps of both penalties on every convolution and linear layer of `model`.
 
-    low_rank   τ, per unit of step size. With scale='relative' it is a share of each layer's σ₁.
+    low_rank   τ, per unit of step size.
     group      λ. A group is a filter with its BatchNorm scale and shift (or its bias); it becomes exactly zero.
                The layers whose output leaves the model have no groups.
     alpha      share of elementwise sparsity inside the groups; it raises the rank again, so 0 where τ > 0.
     form       how kernels are matricised (`export.forms`); pointwise kernels and linear layers are o×i.
     every      optimizer steps between proximal steps; thresholds use the sum of the step sizes since the last.
-    scale      'folded': act on the BatchNorm-folded kernel; 'relative': τ relative to σ₁; 'raw': as it is.
+    scale      'folded': act on the BatchNorm-folded kernel; 'raw': on the kernel as it is.
+    relative   τ is a share of each layer's σ₁, and λ of the mean norm of its live groups (in place of √P_g): one
+               strength then means the same in every layer.
     start_at   optimizer steps before the first proximal step.
     hold_at    optimizer step from which the strengths are 0 and the structure reached is kept by projection:
                the rank that holds `energy` of Σσ, and the live filters, both rounded to the nearest multiple
@@ -80,6 +82,7 @@ class CompressionAware:
         form: str = "channel",
         every: int = 10,
         scale: Scale = "folded",
+        relative: bool = False,
         groups: Literal["filter", "coupled"] = "filter",
         start_at: int = 0,
         hold_at: int | None = None,
@@ -102,6 +105,7 @@ class CompressionAware:
         self.low_rank, self.group, self.alpha = low_rank, group, alpha
         self.every, self.form = every, form
         self.scale: Scale = scale
+        self.relative = relative
         self.start_at, self.hold_at, self.hold_macs = start_at, hold_at, hold_macs
         self.tile, self.energy = tile, energy
         self.layers = _layers(model, skip, needs_trace=group > 0 or scale == "folded")
@@ -159,7 +163,7 @@ class CompressionAware:
                 total += self._tau[layer.name] * nuclear_norm(_matrix(form, kernel))
             if self._lambda[layer.name]:
                 groups = _with_shift(layer, kernel)
-                total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, _size(kernel))
+                total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, groups.shape[1])
         return total
 
     @torch.no_grad()
@@ -233,7 +237,10 @@ class CompressionAware:
         if self._lambda[layer.name]:
             strength = step_size * self._lambda[layer.name]
             groups = _with_shift(layer, kernel)
-            rows = sparse_group_prox(groups, strength, self.alpha, _size(kernel), self._exempt)
+            if self.relative:
+                rows = sparse_group_prox(groups, strength * _mean_live_norm(groups), self.alpha, 1, self._exempt)
+            else:
+                rows = sparse_group_prox(groups, strength, self.alpha, groups.shape[1], self._exempt)
             kernel = rows[:, : kernel[0].numel()].reshape(kernel.shape)
             shift = layer.shift()
             if shift is not None:
@@ -243,8 +250,8 @@ class CompressionAware:
             layer.kill(~layer.live())
 
     def _threshold(self, layer: Layer, matrix: Tensor, step_size: float) -> float:
-        relative = float(torch.linalg.matrix_norm(matrix, 2)) if self.scale == "relative" else 1.0
-        return step_size * self._tau[layer.name] * relative
+        unit = float(torch.linalg.matrix_norm(matrix, 2)) if self.relative else 1.0
+        return step_size * self._tau[layer.name] * unit
 
     def _without_dead_inputs(self, layer: Layer, kernel: Tensor) -> Tensor:
         """Weights that only ever see a channel of zeros are zero: they count for no rank."""
@@ -392,8 +399,9 @@ def _with_shift(layer: Layer, kernel: Tensor) -> Tensor:
     return rows if shift is None else torch.cat([rows, shift.detach()[:, None]], dim=1)
 
 
-def _size(kernel: Tensor) -> float:
-    return float(kernel[0].numel())
+def _mean_live_norm(groups: Tensor) -> float:
+    norms = torch.linalg.vector_norm(groups, dim=1)
+    return float(norms.sum() / (norms > 0).sum().clamp_min(1))
 
 
 def _live_inputs(kernel: Tensor) -> int:

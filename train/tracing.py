@@ -68,7 +68,7 @@ def _trace(model: nn.Module) -> fx.Graph:
     except (TraceError, TypeError, NameError, RuntimeError) as error:
         raise InputError(
             f"torch.fx cannot trace {type(model).__name__} ({str(error).splitlines()[0][:90]}), so the BatchNorm "
-            "after each layer is unknown; use scale='relative' and group=0, or make the forward traceable"
+            "after each layer is unknown; use scale='raw' with relative=True and group=0, or make the forward traceable"
         ) from error
     finally:
         model.train(was_training)

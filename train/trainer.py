@@ -251,6 +251,7 @@ def _regularizer(
         form=spec.form,
         every=spec.every,
         scale=spec.scale,
+        relative=spec.relative,
         start_at=round(spec.start_at * steps),
         hold_at=round(spec.hold_from * steps) if spec.hold_from < 1 else None,
         hold_macs=spec.hold_macs,

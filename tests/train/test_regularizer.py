@@ -88,7 +88,7 @@ def test_the_step_moves_scale_into_gamma_and_leaves_the_filters_norms():
 def test_relative_threshold_is_a_share_of_the_largest_singular_value():
     model = network()
     optimizer = sgd(model)
-    regularizer = CompressionAware(model, optimizer, low_rank=2.0, every=1, scale="relative", form="channel")
+    regularizer = CompressionAware(model, optimizer, low_rank=2.0, every=1, relative=True, form="channel")
     before = svd(model.fc.weight.detach())[1]
     idle_steps(model, optimizer, regularizer, 1)
     after = svd(model.fc.weight.detach())[1]
