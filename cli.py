@@ -6,14 +6,13 @@ Heavy packages are imported inside the commands, so that `rankfold --help` answe
 from __future__ import annotations
 
 import os
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from .errors import InputError, RankfoldError
+from .errors import InputError, RankfoldError, complaint, system_complaint
 
 if TYPE_CHECKING:
     from .records import Recipe
@@ -31,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report its run folder",
+    epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report the run",
 )
 devices_app = typer.Typer(
     help="The boards rankfold knows: list them, probe one.",
@@ -40,8 +39,10 @@ devices_app = typer.Typer(
 )
 app.add_typer(devices_app, name="devices")
 
+Form = Literal["channel", "input-channel", "spatial", "linear"]
 Split = Literal["validation", "test"]
 DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
 
 
@@ -50,22 +51,24 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer makes a silent exit of Ctrl-C
+            raise KeyboardInterrupt
     except RankfoldError as error:
         _complain(str(error))
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-written is left, and a training run goes on with --resume")
-        code = 130
+        code = _INTERRUPTED
     except BrokenPipeError:
         _drop_output()  # whoever read it has gone
         code = 0
     except typer.TyperException as error:
-        _complain(f"{error.format_message()}; see --help")
+        if message := error.format_message():  # empty where the help was printed instead
+            _complain(f"{message.rstrip('.')}; see --help")
         code = 2
     except OSError as error:  # a full disk under what we print, a file that vanished while it was read
         _drop_output()
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}; check the path and the space left")
+        print(system_complaint(error), file=sys.stderr)
         code = 2
     sys.exit(code or 0)
 
@@ -126,8 +129,8 @@ def _promise(recipe: Recipe, validation_accuracy: float) -> str:
 @app.command(epilog="Example:  [bold]rankfold export runs/glyphs-dec3-0 --form spatial --tile 16[/]")
 def export(
     run_dir: Annotated[Path, typer.Argument(help="A run folder that `rankfold train` finished.")],
-    form: Annotated[str | None, typer.Option(help="channel, input-channel, spatial or linear.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Share of the sum of singular values to keep.")] = None,
+    form: Annotated[Form | None, typer.Option(help="How kernels are factored.  [default: the recipe's]")] = None,
+    energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     tile: Annotated[str, typer.Option(help="Round ranks and widths up to this; auto: this machine's.")] = "auto",
     parameters: Annotated[int | None, typer.Option(help="Instead of --energy: the most that fits.")] = None,
 ) -> None:
@@ -255,6 +258,4 @@ def _drop_output() -> None:
 
 
 def _complain(message: str) -> None:
-    """One line, whatever names from models or boards are in it."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in message).split())
-    print(f"rankfold: {line}", file=sys.stderr)
+    print(complaint(message), file=sys.stderr)

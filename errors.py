@@ -33,3 +33,15 @@ class Inconclusive(RankfoldError):
     """The measurement is not precise enough to decide; the text says how much longer it needs."""
 
     exit_code = 4
+
+
+def complaint(message: str) -> str:
+    """The one line that a command ends with, whatever names from models or boards are in it."""
+    shown = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in message)
+    return f"rankfold: {' '.join(shown.split())}"
+
+
+def system_complaint(error: OSError) -> str:
+    """The same for what the operating system refused where nobody expected it: a full disk under a print, say."""
+    where = f"{error.filename}: " if error.filename else ""
+    return complaint(f"{where}{error.strerror or error}; check the path and the space left")

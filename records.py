@@ -53,8 +53,10 @@ class Record(Part):
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing a validation found wrong, in one line: where, what, what was found."""
-    problem = error.errors(include_url=False)[0]
+    """The first thing a validation found wrong, unknown keys before all, in one line: where, what, found."""
+    problems = error.errors(include_url=False)
+    # a misspelt key is missing under its right name too: the unknown one says more
+    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(key) for key in problem["loc"]) or "top level"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":

@@ -1,6 +1,9 @@
 """benchmarks: rankfold against its peers and itself. Each comparison is a TOML file; one driver runs them all.
 
-compare.py  train every variant equally long, export, score, measure together, report, check the claim
-curves.py   accuracy against measured latency over seeds: each network against the curve of narrower dense ones
-*.toml      the comparisons: demo (built-in glyphs), chars74k
+compare.py   train every variant equally long, export, score, measure together, report, check the claim
+networks.py  a comparison's spec, and the networks that follow from it
+training.py  the trainings, several at a time, each in its own process
+rows.py      one line of results a measured network
+curves.py    accuracy against measured latency over seeds: each network against the curve of narrower dense ones
+*.toml       the comparisons: demo (built-in glyphs), chars74k
 """

@@ -1,0 +1,59 @@
+"""Rows of docs/results/*.jsonl: one measured network each, replaced when it is measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import InputError
+from ..files import write_text
+from ..records import Bench, ComparisonSpec, Evaluation, ResultRow, first_problem
+from .networks import config_hash, networks_of
+
+
+def rows_of(comparison: str, spec: ComparisonSpec, out: Path, seeds: Sequence[int]) -> list[ResultRow]:
+    """One row a network, from the records in a comparison folder."""
+    bench, evaluation = Bench.read(out / "bench.json"), Evaluation.read(out / "evaluation.json")
+    scores = {(score.name, score.split): score for score in evaluation.scores}
+    ratios = {ratio.variant: ratio for ratio in bench.comparisons}
+    measured = {variant.name: variant for variant in bench.variants}
+    made = []
+    for network in networks_of(spec, out, seeds):
+        test, validation = scores[network.name, "test"], scores.get((network.name, "validation"))
+        variant, ratio = measured[network.name], ratios.get(network.name)
+        made.append(
+            ResultRow(
+                comparison=comparison,
+                variant=network.variant.name,
+                config_hash=config_hash(network),
+                seed=network.job.seed,
+                validation_accuracy=validation.value if validation else None,
+                test_accuracy=test.value,
+                test_low=test.low,
+                test_high=test.high,
+                test_n=test.n,
+                parameters=variant.parameters,
+                macs=variant.macs,
+                size_bytes=variant.size_bytes,
+                speedup=ratio.ratio if ratio else None,
+                speedup_low=ratio.low if ratio else None,
+                speedup_high=ratio.high if ratio else None,
+                cpu_model=bench.context.facts.cpu_model,
+                onnxruntime_version=bench.context.facts.onnxruntime_version,
+                threads=bench.context.threads,
+            )
+        )
+    return made
+
+
+def append_rows(path: Path, new: Sequence[ResultRow]) -> None:
+    """Append rows to a JSON-lines file; a row of the same configuration and seed is replaced."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        old = [ResultRow.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error
+    merged = {(row.comparison, row.config_hash, row.seed): row for row in [*old, *new]}
+    write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))

@@ -1,0 +1,241 @@
+"""A tiny comparison from end to end: killed, resumed, repeated, changed, and asked for too much."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rankfold.benchmarks.compare import main
+from rankfold.records import Bench, Evaluation, ResultRow
+
+from ..train.recipes import toml
+
+_PATIENCE_S = 120.0  # until a child has saved something; a slow machine imports torch for half a minute
+MODULE = (sys.executable, "-P", "-m", "rankfold.benchmarks.compare")
+OPTIONS = ("spec.toml", "--out", "out", "--jobs", "2", "--pairs", "2", "--results", "rows.jsonl")
+NAMES = ["dense", "compact", "svd"]
+SPEC = """
+format = 1
+about = "three tiny networks"
+compact = "compact"
+[claim]
+dense_accuracy = 0
+within = 1
+speedup = 0.001
+[[variants]]
+name = "dense"
+recipe = "recipe.toml"
+changes = ["regularizer.low_rank=0", "regularizer.group=0"]
+[[variants]]
+name = "compact"
+recipe = "recipe.toml"
+write = "compact"
+[[variants]]
+name = "svd"
+trained_by = "dense"
+write = "compact"
+parameters_of = "compact"
+"""
+# a spec's change, and what the one line must say
+BAD = [
+    ("format = 1", "format = 2", "'format'"),
+    ('compact = "compact"', 'compact = "small"', "compact names no variant but the baseline: small"),
+    ('compact = "compact"', 'compact = "dense"', "compact names no variant but the baseline: dense"),
+    ('name = "svd"', 'name = "dense"', "two variants have the same name"),
+    ('trained_by = "dense"', 'trained_by = "svd"', "svd: trained_by names no variant with a recipe: svd"),
+    ('trained_by = "dense"', "", "give exactly one of recipe and trained_by"),
+    ('parameters_of = "compact"', 'parameters_of = "svd"', "svd: parameters_of names no variant: svd"),
+    ('parameters_of = "compact"', "energy = 2", "'variants.2.energy'"),
+    ('write = "compact"', 'written = "compact"', "unknown key 'variants.1.written'"),
+    ('name = "svd"', 'name = "../svd"', "'variants.2.name'"),
+    ("speedup = 0.001", "speedup = 0", "'claim.speedup'"),
+    ('recipe = "recipe.toml"', 'recipe = "missing.toml"', "cannot read recipe missing.toml"),
+    ("low_rank=0", "low_rnk=0", "unknown key 'regularizer.low_rnk'"),
+    ("about", "about about", "spec.toml: not TOML"),
+]
+
+
+def prepare(place: Path) -> None:
+    (place / "recipe.toml").write_text(toml())
+    (place / "spec.toml").write_text(SPEC)
+
+
+def start(place: Path, *options: str) -> subprocess.Popen[str]:
+    """The comparison in its own process group, which stands for a terminal's."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*MODULE, *OPTIONS, *options], cwd=place, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def stop_in_training(place: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
+    """Start a comparison and send the whole group a signal once a checkpoint is there: exit code, stderr."""
+    child = start(place, *options)
+    deadline_s = time.monotonic() + _PATIENCE_S
+    try:
+        while not list(place.glob("out/runs/*/checkpoint.safetensors")):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline_s, "no checkpoint was written"
+            time.sleep(0.01)
+        os.killpg(child.pid, number)
+        _, err = child.communicate(timeout=_PATIENCE_S)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    return child.returncode, err
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    """A comparison that was killed in training, then started again and finished."""
+    place = tmp_path_factory.mktemp("compared")
+    prepare(place)
+    code, _ = stop_in_training(place, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (place / "out" / "models").exists()
+    child = start(place)
+    out, err = child.communicate(timeout=_PATIENCE_S)
+    assert child.returncode == 0, err
+    assert "compact is " in out.splitlines()[-1]
+    return place
+
+
+@pytest.fixture
+def call(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        assert isinstance(code, int)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file below a folder was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(place: Path) -> list[ResultRow]:
+    return [ResultRow.model_validate_json(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+
+
+def test_a_comparison_ends_with_every_record(compared):
+    out = compared / "out"
+    bench, evaluation = Bench.read(out / "bench.json"), Evaluation.read(out / "evaluation.json")
+    assert [variant.name for variant in bench.variants] == NAMES
+    assert {(score.name, score.split) for score in evaluation.scores} == {
+        (name, split) for name in NAMES for split in ("validation", "test")
+    }
+    assert {score.model_sha256 for score in evaluation.scores} == {variant.sha256 for variant in bench.variants}
+    assert (out / "report.html").exists()
+    assert {path.name for path in (out / "runs").iterdir()} == {"dense-s0", "compact-s0"}
+    assert not list(out.rglob(".*"))
+    _, compact, svd = bench.variants
+    assert svd.parameters is not None
+    assert compact.parameters is not None
+    assert svd.parameters <= compact.parameters
+
+
+def test_the_same_again_trains_exports_scores_and_measures_nothing(compared, call, monkeypatch):
+    monkeypatch.chdir(compared)
+    before, known = times(compared / "out"), rows(compared)
+    code, _, err = call(*OPTIONS)
+    assert (code, err) == (0, "")
+    after = times(compared / "out")
+    written = {name for name in after if after[name] != before.get(name)}
+    assert {name for name in written if not name.startswith(("report.", "dashboard."))} == set()
+    assert rows(compared) == known
+    assert [row.variant for row in known] == NAMES
+
+
+def test_a_row_measured_again_replaces_the_old_one(compared, call, monkeypatch):
+    monkeypatch.chdir(compared)
+    true = rows(compared)
+    wrong = [row.model_copy(update={"test_accuracy": 0.5}) for row in true]
+    other = true[0].model_copy(update={"seed": 7})
+    (compared / "rows.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in [*wrong, other]))
+    assert call(*OPTIONS)[0] == 0
+    assert rows(compared) == [*true, other]
+
+
+def test_a_claim_that_is_missed_is_exit_1(compared, call, monkeypatch):
+    monkeypatch.chdir(compared)
+    before = times(compared / "out" / "models")
+    (compared / "much.toml").write_text(SPEC.replace("speedup = 0.001", "speedup = 1000"))
+    code, out, err = call("much.toml", *OPTIONS[1:-2])
+    assert code == 1
+    assert_one_line(err, "expected a speed-up whose interval lies above 1000")
+    assert "report.html" in out
+    assert times(compared / "out" / "models") == before
+
+
+@pytest.mark.parametrize(("old", "new", "says"), BAD, ids=[row[2] for row in BAD])
+def test_a_bad_spec_is_one_line(tmp_path, call, monkeypatch, old, new, says):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    (tmp_path / "spec.toml").write_text(SPEC.replace(old, new, 1))
+    code, out, err = call(*OPTIONS)
+    assert (code, out) == (2, "")
+    assert_one_line(err, says)
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("spec.toml",), "the following arguments are required: --out"),
+        (("no-such", "--out", "out"), "cannot read comparison .*no-such.toml"),
+        ((*OPTIONS, "--jobs", "0"), "--jobs: expected a whole number from 1 up, found '0'"),
+        ((*OPTIONS, "--pairs", "1"), "--pairs: expected a whole number from 2 up"),
+        ((*OPTIONS, "--seeds", "-1"), "--seeds"),
+        ((*OPTIONS, "--out", "recipe.toml"), "cannot write recipe.toml/bench.json"),
+        ((*OPTIONS, "--results", "."), "cannot write .: Is a directory"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, call, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert_one_line(err, says)
+
+
+def test_rows_that_are_none_are_refused_by_name(compared, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(compared)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"format": 1, "colour": "red"}) + "\n")
+    code, _, err = call(*OPTIONS[:-1], str(path))
+    assert code == 2
+    assert_one_line(err, f"{path}: unknown key 'colour'")
+    assert "red" in path.read_text()
+
+
+def test_ctrl_c_ends_the_workers_too_in_one_line(tmp_path):
+    """A terminal sends SIGINT to the whole group, workers included."""
+    prepare(tmp_path)
+    (tmp_path / "recipe.toml").write_text(toml().replace("steps = 30", "steps = 100000"))
+    code, err = stop_in_training(tmp_path, signal.SIGINT)
+    assert code == 130
+    assert_one_line(err, "interrupted; the same command goes on where it was")
+    assert {path.name for path in tmp_path.glob("out/runs/*/*")} <= {"checkpoint.safetensors", "metrics.jsonl"}
+
+
+def assert_one_line(err: str, says: str) -> None:
+    """Exactly one line on stderr, and it says so."""
+    (line,) = err.splitlines()
+    assert line.startswith("rankfold: ")
+    assert re.search(says, line), line
