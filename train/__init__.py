@@ -2,7 +2,7 @@
 
 regularizer.py  CompressionAware: the proximal steps on a user's model, or on ours
 proximal.py     the proximal operators, free functions on tensors
-folded.py       a layer's kernel with its BatchNorm folded in, and the way back
+layers.py       the layers of a model: the kernel with its BatchNorm folded in, and the way back
 tracing.py      which BatchNorm follows a layer, and which layer feeds it
 trainer.py      the loop, to be read from top to bottom
 checkpoint.py   atomic save, exact resume

@@ -14,7 +14,7 @@ penalties by their exact proximal operators: low rank first, then groups, an alt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -22,9 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..export.forms import FORMS, Form, KernelShape, kernel_shape, resolve
+from ..export.forms import FORMS, KernelShape, kernel_shape
 from ..records import FormName, LayerSummary
-from .folded import Layer, Scale
+from .layers import (
+    Layer,
+    Scale,
+    layers_of,
+    matricize,
+    parameter_groups,
+    record_pixels,
+    strengths,
+    tensorize,
+)
 from .proximal import (
     DivergedError,
     nuclear_norm,
@@ -35,7 +44,6 @@ from .proximal import (
     svd,
     truncate_rank,
 )
-from .tracing import Surroundings, surroundings
 
 
 @dataclass(frozen=True)
@@ -108,17 +116,16 @@ class CompressionAware:
         self.relative = relative
         self.start_at, self.hold_at, self.hold_macs = start_at, hold_at, hold_macs
         self.tile, self.energy = tile, energy
-        self.layers = _layers(model, skip, needs_trace=group > 0 or scale == "folded")
-        self._forms = {layer.name: _form(layer, form) for layer in self.layers.values()}
-        self._tau = _strengths(self.layers, low_rank, low_rank_factors or {})
+        self.layers = layers_of(model, form, skip, needs_trace=group > 0 or scale == "folded")
+        self._tau = strengths(self.layers, low_rank, low_rank_factors or {})
         grouped = {name: layer for name, layer in self.layers.items() if layer.has_groups}
-        self._lambda = dict.fromkeys(self.layers, 0.0) | _strengths(grouped, group, group_factors or {})
-        self._lr_group = _parameter_groups(optimizer, self.layers)
+        self._lambda = dict.fromkeys(self.layers, 0.0) | strengths(grouped, group, group_factors or {})
+        self._lr_group = parameter_groups(optimizer, self.layers)
         self._pending = [0.0] * len(optimizer.param_groups)
         self._steps = 0
         self._exempt = tile if tile > 1 else 0
         self._held: dict[str, Held] | None = None
-        self._pixels = _record_pixels(self.layers)
+        self._pixels = record_pixels(self.layers)
         optimizer.register_step_post_hook(self._count)
 
     # --- the three lines ------------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ class CompressionAware:
             layer.kill(dead)
             self._held[name] = Held(rank=None, dead=dead.nonzero().flatten().tolist())
         for name, layer in self.layers.items():
-            kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+            kernel = layer.kernel(self.scale)
             self._held[name] = Held(rank=self._exported(layer, kernel)[1], dead=self._held[name].dead)
             self._project(layer, self._held[name])
 
@@ -159,10 +166,10 @@ class CompressionAware:
         total = 0.0
         for layer in self.layers.values():
             kernel = layer.kernel(self.scale)
-            if self._tau[layer.name] and (form := self._forms[layer.name]):
-                total += self._tau[layer.name] * nuclear_norm(_matrix(form, kernel))
+            if self._tau[layer.name] and (form := layer.form):
+                total += self._tau[layer.name] * nuclear_norm(matricize(form, kernel))
             if self._lambda[layer.name]:
-                groups = _with_shift(layer, kernel)
+                groups = layer.group_rows(kernel)
                 total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, groups.shape[1])
         return total
 
@@ -172,9 +179,9 @@ class CompressionAware:
         now = dense = 0
         for layer in self.layers.values():
             pixels = self._pixels.get(layer.name, 0)
-            kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
+            kernel = layer.kernel(self.scale)
             shape, rank = self._exported(layer, kernel)
-            form = self._forms[layer.name]
+            form = layer.form
             weights = math.prod(shape) if rank is None or form is None else form.parameters(shape, rank)
             now += weights * pixels
             dense += kernel.numel() * pixels
@@ -228,23 +235,19 @@ class CompressionAware:
         self._pending = [0.0] * len(self._pending)
 
     def _shrink(self, layer: Layer, step_size: float) -> None:
-        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
-        if self._tau[layer.name] and (form := self._forms[layer.name]):
-            matrix = _matrix(form, kernel)
-            kernel = _kernel(
-                form, nuclear_norm_prox(matrix, self._threshold(layer, matrix, step_size), self._exempt), kernel
-            )
+        kernel = layer.kernel(self.scale)
+        if self._tau[layer.name] and (form := layer.form):
+            matrix = matricize(form, kernel)
+            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix, step_size), self._exempt)
+            kernel = tensorize(form, shrunk, kernel)
         if self._lambda[layer.name]:
             strength = step_size * self._lambda[layer.name]
-            groups = _with_shift(layer, kernel)
+            groups = layer.group_rows(kernel)
             if self.relative:
                 rows = sparse_group_prox(groups, strength * _mean_live_norm(groups), self.alpha, 1, self._exempt)
             else:
                 rows = sparse_group_prox(groups, strength, self.alpha, groups.shape[1], self._exempt)
-            kernel = rows[:, : kernel[0].numel()].reshape(kernel.shape)
-            shift = layer.shift()
-            if shift is not None:
-                shift.data.copy_(rows[:, -1])
+            kernel = layer.write_group_rows(rows)
         layer.write(kernel, self.scale)
         if layer.has_groups:
             layer.kill(~layer.live())
@@ -253,23 +256,14 @@ class CompressionAware:
         unit = float(torch.linalg.matrix_norm(matrix, 2)) if self.relative else 1.0
         return step_size * self._tau[layer.name] * unit
 
-    def _without_dead_inputs(self, layer: Layer, kernel: Tensor) -> Tensor:
-        """Weights that only ever see a channel of zeros are zero: they count for no rank."""
-        if layer.producer is None:
-            return kernel
-        live = self.layers[layer.producer].live()
-        repeats = kernel.shape[1] // len(live)  # flattened maps: each channel owns a run of columns
-        mask = live.repeat_interleave(repeats).to(kernel)
-        return kernel * mask.reshape(1, -1, *[1] * (kernel.ndim - 2))
-
     # --- holding --------------------------------------------------------------------------------------------
 
     def _project(self, layer: Layer, held: Held) -> None:
         layer.kill(torch.tensor(held.dead, dtype=torch.long))
-        kernel = self._without_dead_inputs(layer, layer.kernel(self.scale))
-        form = self._forms[layer.name]
+        kernel = layer.kernel(self.scale)
+        form = layer.form
         if held.rank is not None and form is not None:
-            kernel = _kernel(form, truncate_rank(_matrix(form, kernel), held.rank), kernel)
+            kernel = tensorize(form, truncate_rank(matricize(form, kernel), held.rank), kernel)
         layer.write(kernel, self.scale)
 
     def _dead_at_hold(self, layer: Layer) -> Tensor:
@@ -277,7 +271,7 @@ class CompressionAware:
         live = layer.live()
         if not self._lambda[layer.name]:
             return torch.zeros_like(live)
-        norms = torch.linalg.vector_norm(_with_shift(layer, layer.kernel(self.scale)), dim=1)
+        norms = torch.linalg.vector_norm(layer.group_rows(layer.kernel(self.scale)), dim=1)
         kept = min(int(live.sum()), _nearest_multiple(int(live.sum()), self.tile))
         strongest = torch.argsort(torch.where(live, norms, -1.0), descending=True, stable=True)[: max(1, kept)]
         dead = torch.ones_like(live)
@@ -292,10 +286,10 @@ class CompressionAware:
         outputs = min(outputs, _up_to_multiple(int(layer.live().sum()), self.tile))
         inputs = min(inputs, _up_to_multiple(_live_inputs(kernel), self.tile))
         shape = (outputs, inputs, height, width)
-        form = self._forms[layer.name]
+        form = layer.form
         if not self._tau[layer.name] or form is None:
             return shape, None
-        rank = _nearest_multiple(self._rank(_matrix(form, kernel))[0], self.tile)
+        rank = _nearest_multiple(self._rank(matricize(form, kernel))[0], self.tile)
         return shape, rank if form.parameters(shape, rank) < math.prod(shape) else None
 
     def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
@@ -308,9 +302,9 @@ class CompressionAware:
         return rank, len(values), float(shares[rank - 1])
 
     def _summarize(self, layer: Layer) -> LayerSummary:
-        form = self._forms[layer.name] or FORMS["channel"]  # a grouped layer is summarised, never factored
-        kernel = self._without_dead_inputs(layer, layer.kernel("folded"))
-        rank, full, energy = self._rank(_matrix(form, kernel))
+        form = layer.form or FORMS["channel"]  # a grouped layer is summarised, never factored
+        kernel = layer.kernel("folded")
+        rank, full, energy = self._rank(matricize(form, kernel))
         live = layer.live()
         return LayerSummary(
             name=layer.name,
@@ -321,82 +315,6 @@ class CompressionAware:
             groups=len(live) if layer.has_groups else None,
             energy=energy,
         )
-
-
-# --- the layers of a model ----------------------------------------------------------------------------------
-
-
-def _layers(model: nn.Module, skip: tuple[str, ...], *, needs_trace: bool) -> dict[str, Layer]:
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)}
-    unknown = [name for name in skip if name not in modules]
-    if unknown:
-        raise InputError(f"skip names no layer '{unknown[0]}'; the layers are {', '.join(modules)}")
-    unseen = Surroundings(norm=None, producer=None, is_output=True)
-    around = surroundings(model) if needs_trace else {}
-    layers = {}
-    for name, module in modules.items():
-        if name in skip:
-            continue
-        seen = around.get(name, unseen)
-        producer = seen.producer if seen.producer in modules and seen.producer not in skip else None
-        has_groups = not seen.is_output and getattr(module, "groups", 1) == 1
-        layers[name] = Layer(name, module, seen.norm, producer, has_groups)
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no Conv1d, Conv2d or Linear layer to make small")
-    return layers
-
-
-def _strengths(layers: dict[str, Layer], base: float, factors: Mapping[str, float]) -> dict[str, float]:
-    unknown = [name for name in factors if name not in layers]
-    if unknown:
-        raise InputError(f"factors name no layer '{unknown[0]}'; the layers are {', '.join(layers)}")
-    return {name: base * factors.get(name, 1.0) for name in layers}
-
-
-def _record_pixels(layers: dict[str, Layer]) -> dict[str, int]:
-    """Output pixels of every layer for one image, filled in by the first forward."""
-    pixels: dict[str, int] = {}
-
-    def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            channels_axis = 1 if isinstance(layers[name].module, nn.Conv1d | nn.Conv2d) else output.ndim - 1
-            pixels.setdefault(name, output[0].numel() // output.shape[channels_axis])
-
-        return record
-
-    for name, layer in layers.items():
-        layer.module.register_forward_hook(recorder(name))
-    return pixels
-
-
-def _form(layer: Layer, requested: str) -> Form | None:
-    """The form that a layer is factored in; None for a grouped convolution, which is not factored."""
-    if getattr(layer.module, "groups", 1) != 1:
-        return None
-    return resolve(requested, kernel_shape(layer.module.weight.shape))
-
-
-def _matrix(form: Form, kernel: Tensor) -> Tensor:
-    return form.matricize(kernel.reshape(kernel_shape(kernel.shape)))
-
-
-def _kernel(form: Form, matrix: Tensor, like: Tensor) -> Tensor:
-    return form.tensorize(matrix, kernel_shape(like.shape)).reshape(like.shape)
-
-
-def _parameter_groups(optimizer: torch.optim.Optimizer, layers: dict[str, Layer]) -> dict[str, int]:
-    index_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    missing = [name for name, layer in layers.items() if id(layer.module.weight) not in index_of]
-    if missing:
-        raise InputError(f"layer '{missing[0]}' is not in the optimizer; add its parameters, or name it in skip")
-    return {name: index_of[id(layer.module.weight)] for name, layer in layers.items()}
-
-
-def _with_shift(layer: Layer, kernel: Tensor) -> Tensor:
-    """One group a row: the filter, then its shift (β or bias)."""
-    shift = layer.shift()
-    rows = kernel.flatten(1)
-    return rows if shift is None else torch.cat([rows, shift.detach()[:, None]], dim=1)
 
 
 def _mean_live_norm(groups: Tensor) -> float:
