@@ -6,13 +6,13 @@ Heavy packages are imported inside the commands, so that `rankfold --help` answe
 from __future__ import annotations
 
 import os
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from . import onnx_commands
 from .errors import InputError, RankfoldError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report its run folder",
+    epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report the run",
 )
 devices_app = typer.Typer(
     help="The boards rankfold knows: list them, probe one.",
@@ -40,7 +40,6 @@ devices_app = typer.Typer(
 )
 app.add_typer(devices_app, name="devices")
 
-Split = Literal["validation", "test"]
 DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
 
@@ -140,18 +139,11 @@ def export(
     print(run_dir / "compact.onnx")
 
 
-@app.command(epilog="Example:  [bold]rankfold evaluate runs/glyphs-dec3-0 --split test[/]")
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A run folder that `rankfold export` finished.")],
-    data: DataOption = None,
-    split: Annotated[Split, typer.Option(help="Choose on validation; look at test once.")] = "test",
-) -> None:
-    """Score a run's dense and compact network with ONNX Runtime: evaluation.json."""
-    from .stages import evaluate_run
+# --- any ONNX file ------------------------------------------------------------------------------------------
 
-    for score in evaluate_run(run_dir, data, split).scores:
-        print(f"{score.name}: {score.value:.2%} ({score.low:.2%} to {score.high:.2%}) of {score.n} {split} images")
-
+app.command(epilog=onnx_commands.FOLD_EXAMPLES)(onnx_commands.fold)
+app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
+app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 
 # --- bench, report ------------------------------------------------------------------------------------------
 
