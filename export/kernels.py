@@ -32,7 +32,12 @@ def groups_of(node: ir.Node) -> int:
 
 def out_channels(node: ir.Node) -> int:
     """Output channels, all groups together."""
-    return weight_blocks(node).shape[1] * groups_of(node)
+    weight = array(node.inputs[1])
+    assert weight is not None, f"node {node.name!r} has no constant weight"
+    if node.op_type == "ConvTranspose":
+        return weight.shape[1] * groups_of(node)
+    by_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0)
+    return weight.shape[0] if by_rows else weight.shape[-1]
 
 
 def weight_blocks(node: ir.Node) -> NDArray:

@@ -20,8 +20,8 @@ def segments(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[Axes, 
     head: list[tuple[Axes, Axes]] = []
     while len(head) < min(len(before), len(after)) and before[len(head)] == after[len(head)] is not None:
         head.append(([len(head)], [len(head)]))
-    if not head and _same_first(before, after):
-        head.append(([0], [0]))
+    if _same_first(before[len(head) :], after[len(head) :]):
+        head.append(([len(head)], [len(head)]))
     rest = _runs(before[len(head) :], after[len(head) :])
     shift = len(head)
     return None if rest is None else head + [([a + shift for a in one], [b + shift for b in two]) for one, two in rest]

@@ -46,7 +46,7 @@ class Coupling:
 
     `rows` has the output channels of every layer, `balanced` the groups × n blocks whose rows must keep equally
     many, `rewrites` what must be told about the channels that stay, `hits` how often each rule was used and
-    `declined` the nodes that no rule took although channels of a layer reach them.
+    `declined` the layers, and nodes that channels of a layer reach, which no rule took, with the reason.
     """
 
     def __init__(self) -> None:

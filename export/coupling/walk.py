@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from ..layers import is_layer
 from . import elementwise, mixing, moves, multiply, reshapes
 from .classes import Coupling
 
@@ -42,7 +43,7 @@ def _apply(node: ir.Node, coupling: Coupling) -> None:
         return
     reason = f"node '{node.name}' ({node.op_type}) is not understood"
     carried = (coupling.carries(ids) for value in node.inputs for ids in coupling.tracked(value).values())
-    if any(carried):
+    if is_layer(node) or any(carried):
         coupling.declined[node] = reason
     coupling.freeze_all(node, reason)
 

@@ -1,8 +1,8 @@
 """Bring a graph into the form that the other passes expect.
 
 Requires: a checked model. Ensures: constants are initialisers and no graph inputs, no Identity or Dropout at
-inference, vectors (biases, scales) are not shared between nodes, flattening Reshapes are Flatten nodes, layers
-are named, shapes inferred. Exact. Idempotent.
+inference, vectors (biases, scales) are not shared between nodes, flattening Reshapes are Flatten nodes,
+channel shuffles Gather nodes, layers are named, shapes inferred. Exact. Idempotent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from onnx_ir.passes.common import (
 
 from ..graphs import array, input_at, own_input, refresh_shapes, remove_node, sizes
 from ..layers import name_layers
+from .gather_shuffles import gather_shuffles
 
 
 def canonicalize(model: ir.Model) -> None:
@@ -31,6 +32,7 @@ def canonicalize(model: ir.Model) -> None:
     flattened = [_flatten(node) for node in list(model.graph)]
     if any(flattened):
         refresh_shapes(model)
+    gather_shuffles(model)
     RemoveUnusedNodesPass()(model)
     name_layers(model)
 

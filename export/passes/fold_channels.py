@@ -18,7 +18,8 @@ from ...records import GroupDecision
 from ..constants import Channels, Known, channel_constants
 from ..coupling import Coupling, Ids, Mask, couple
 from ..graphs import add_initializer, array, drop_unused_initializers, input_at, own_input, refresh_shapes, set_array
-from ..kernels import absorbed, bias_vector
+from ..kernels import absorbed, bias_vector, out_channels
+from ..layers import is_layer
 from ..liveness import Needs, constants_of, needs
 from ..rounding import rounded
 
@@ -33,7 +34,7 @@ class _Group:
 
 
 def fold_channels(model: ir.Model, tile: int = 1) -> dict[str, GroupDecision]:
-    """Fold in place; a decision and a reason for every group of layers, by its first member's name.
+    """Fold in place; a decision and a reason for every layer, alone or in its group, by the first member's name.
 
     Raises ValueError for a tile below 1.
     """
@@ -44,6 +45,9 @@ def fold_channels(model: ir.Model, tile: int = 1) -> dict[str, GroupDecision]:
     groups, found = _groups(coupling), needs(coupling, known)
     removed = rounded(coupling, [group.roots for group in groups], found.needed, tile)
     decisions = {group.name: _decide(group, found, removed, tile) for group in groups}
+    decisions |= {
+        node.name or "": _untouched(node, reason) for node, reason in coupling.declined.items() if is_layer(node)
+    }
     if removed.any():
         shares = _shares(coupling, known, removed)
         _remove(coupling, removed)
@@ -71,6 +75,11 @@ def _decide(group: _Group, found: Needs, removed: Mask, tile: int) -> GroupDecis
         members=group.members,
         reason=_reason(group.roots, found, removed, tile),
     )
+
+
+def _untouched(node: ir.Node, reason: str) -> GroupDecision:
+    channels = out_channels(node)
+    return GroupDecision(channels=channels, kept=list(range(channels)), members=[node.name or ""], reason=reason)
 
 
 def _reason(roots: Ids, found: Needs, removed: Mask, tile: int) -> str:
