@@ -158,6 +158,8 @@ def bench(
     pairs: Annotated[int | None, typer.Option(min=2, help="Launch pairs a variant.  [default: 8, or 24]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
+    shape: onnx_commands.ShapeOption = None,
+    inputs: onnx_commands.InputsOption = None,
     gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
 ) -> None:
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
@@ -177,6 +179,8 @@ def bench(
         session_config=_keys_and_values(session_config or []),
         pairs=pairs,
         seed=seed,
+        shapes=shape or (),
+        inputs=inputs,
     )
     print_bench(record)
     print(output)

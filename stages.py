@@ -104,13 +104,24 @@ def measure_models(
     session_config: Mapping[str, str] | None = None,
     pairs: int | None = None,
     seed: int = 0,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
 ) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`."""
     from .devices import card
     from .devices.local import LocalTransport
+    from .runtime.inputs import parse_shapes
     from .runtime.measure import Options, Progress, measure
 
-    options = Options(threads=threads, provider=provider, session_config=session_config or {}, pairs=pairs, seed=seed)
+    options = Options(
+        threads=threads,
+        provider=provider,
+        session_config=session_config or {},
+        pairs=pairs,
+        seed=seed,
+        shapes=parse_shapes(shapes),
+        inputs=inputs,
+    )
     found = card.find(device)
     sources = named(models)
     require_writable(output)  # now, not after minutes of measuring

@@ -19,7 +19,7 @@ from ..errors import CheckFailed, InputError
 from ..records import ParityCheck
 from ..runtime.inputs import Given, make_inputs
 from .reference import EVALUATION_ERRORS, evaluate, wide
-from .sessions import RUNTIME_ERRORS, one_line, session
+from .sessions import RUNTIME_ERRORS, InferenceSession, one_line, session
 
 EXACT_FACTOR = 4.0  # design §9: rewrites reorder sums, so allow a few times the original's own rounding
 FLOOR = 1e-6  # about 8 float32 epsilons: below it a net of one layer would fail on luck
@@ -78,8 +78,9 @@ def float32_original(model: bytes | Path, batch: int, seed: int = 0, given: Give
     """
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else _without_data(model)
     inputs = make_inputs(proto, batch, np.random.default_rng(seed), given)
-    truth = run(model, inputs, optimized=False)
-    if not _identical(run(model, inputs, optimized=False), truth):
+    witness = session(model, "the model", optimized=False)
+    truth = _outputs(witness, inputs)
+    if not _identical(_outputs(witness, inputs), truth):
         raise InputError("the model yields other outputs at every run; a rewrite of it cannot be checked")
     relative, _ = difference(run(model, inputs), truth)
     _require_finite(relative)
@@ -135,10 +136,14 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
     return worst_relative, worst
 
 
-def run(model: bytes | Path, inputs: Mapping[str, NDArray], *, optimized: bool = True) -> list[NDArray]:
+def run(model: bytes | Path, inputs: Mapping[str, NDArray]) -> list[NDArray]:
     """The model's outputs by ONNX Runtime. Raises InputError when it cannot run, or yields more than tensors."""
+    return _outputs(session(model, "the model"), inputs)
+
+
+def _outputs(runner: InferenceSession, inputs: Mapping[str, NDArray]) -> list[NDArray]:
     try:
-        outputs = session(model, "the model", optimized=optimized).run(None, dict(inputs))
+        outputs = runner.run(None, dict(inputs))
     except RUNTIME_ERRORS as error:
         raise InputError(f"the model does not run: {one_line(error)}; check its inputs") from error
     except (ValueError, TypeError) as error:  # the binding's own, before the runtime sees the inputs

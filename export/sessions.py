@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: recent wheels start an upload thread
 
 import onnxruntime as ort
+from onnxruntime import InferenceSession
 from onnxruntime.capi import onnxruntime_pybind11_state as states  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
 from ..errors import InputError
@@ -29,7 +30,7 @@ RUNTIME_ERRORS = (
 )
 
 
-def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool = True) -> ort.InferenceSession:
+def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool = True) -> InferenceSession:
     """A session on the CPU provider. Raises InputError, naming `what`, when the runtime refuses the model.
 
     `model` is a file's content, or its path where external data belongs to it; not `optimized` runs the graph
@@ -42,7 +43,7 @@ def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     content = str(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise InputError(f"{what}: ONNX Runtime refuses it: {one_line(error)}; export it again") from error
 

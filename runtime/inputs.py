@@ -136,6 +136,7 @@ def _symbols(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> dict[str, in
 def _shape(
     value: onnx.ValueInfoProto, batch: int, wanted: tuple[int, ...] | None, symbols: Mapping[str, int]
 ) -> list[int]:
+    _kind(value)  # a sequence has no shape, and no --shape would help
     if not value.type.tensor_type.HasField("shape"):
         if wanted is None:
             raise InputError(f"input '{value.name}' has no shape; give {_EXAMPLE.format(name=value.name)}")

@@ -110,11 +110,12 @@ def _inside(location: str, path: Path, name: str) -> Path:
     folder = path.parent.resolve()
     try:
         data = (path.parent / location).resolve()
+        is_file = data.is_file()
     except (ValueError, OSError, RuntimeError):  # a zero byte, a name too long, links in a circle
-        data = None
+        data, is_file = None, False
     if data is None or not location or Path(location).is_absolute() or not data.is_relative_to(folder):
         raise InputError(f"{name}: expected a file in the model's folder, found {location[:80]!r}; refused")
-    if not data.is_file():
+    if not is_file:
         raise InputError(f"{name}: no file {location[:80]!r} beside the model; copy it there")
     return data
 
