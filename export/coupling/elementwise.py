@@ -57,7 +57,8 @@ def resize(node: ir.Node, coupling: Coupling) -> bool:
     source, output = node.inputs[0], node.outputs[0]
     wanted = input_at(node, 3)
     crops = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    if crops or (wanted is not None and array(wanted) is None) or "axes" in node.attributes:
+    given = [value for value in node.inputs[1:] if value is not None]
+    if crops or any(array(value) is None for value in given) or "axes" in node.attributes:
         return False
     for axis in range(len(sizes(source))):
         pair = coupling.ids(source, axis), coupling.ids(output, axis)

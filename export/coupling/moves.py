@@ -192,7 +192,8 @@ def _insert_gather(node: ir.Node, axis: int, positions: NDArray[np.int64]) -> No
     assert isinstance(graph, ir.Graph), f"node {node.name!r} is in no graph"
     indices = add_initializer(graph, f"{node.name}.indices", positions)
     taken = ir.node("Gather", [output, indices], {"axis": axis}, name=f"{node.name}.gather")
-    taken.outputs[0].name, taken.outputs[0].dtype = f"{output.name}_taken", output.dtype
+    taken.outputs[0].name, taken.outputs[0].type = f"{output.name}_taken", output.type
+    taken.outputs[0].shape = output.shape  # its rank is right; sizes are inferred anew
     output.replace_all_uses_with(taken.outputs[0], replace_graph_outputs=False)
     taken.replace_input_with(0, output)
     graph.insert_after(node, taken)

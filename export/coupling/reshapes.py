@@ -76,10 +76,13 @@ def _tie_run(node: ir.Node, before: Axes, after: Axes, coupling: Coupling) -> No
     if len(before) == len(after) == 1:
         coupling.tie(coupling.ids(source, before[0]), coupling.ids(output, after[0]))
         return
-    left = [ids for axis in before if (ids := coupling.ids(source, axis)) is not None and len(ids) > 1]
-    right = [ids for axis in after if (ids := coupling.ids(output, axis)) is not None and len(ids) > 1]
+    left, right = _apart(source, before, coupling), _apart(output, after, coupling)
+    for ids in [*left, *right]:
+        if len(ids) == 1:  # comes or goes without a partner, and is needed like all that a reshape passes on
+            coupling.freeze(ids, f"the only one of its axis in '{node.name}' ({node.op_type})")
+    left, right = ([ids for ids in axes if len(ids) > 1] for axes in (left, right))
     if not left or not right:
-        return  # axes of size 1 come and go
+        return
     if len(right) == 1:
         chosen = _channels_among(left, coupling)
         coupling.tie(_spread(left, chosen), right[0])
@@ -89,6 +92,11 @@ def _tie_run(node: ir.Node, before: Axes, after: Axes, coupling: Coupling) -> No
     tied = () if len(right) == 1 else (right[0],)
     for ids in [*left[:chosen], *left[chosen + 1 :], *(ids for ids in right[len(tied) :] if len(right) > 1)]:
         coupling.freeze(ids, f"taken apart by '{node.name}' ({node.op_type})")
+
+
+def _apart(value: ir.Value | None, axes: Axes, coupling: Coupling) -> list[Ids]:
+    """The elements of each axis; a run has known sizes only."""
+    return [ids for axis in axes if (ids := coupling.ids(value, axis)) is not None]
 
 
 def _channels_among(axes: list[Ids], coupling: Coupling) -> int:

@@ -122,14 +122,21 @@ class Net:
     def kill(self, dead: Sequence[int], *layers: str, bias: float = 0.0) -> None:
         """Zero the filters of layers, or scale and shift of norms, and set their biases."""
         for layer in layers:
-            weight = self.weights[f"{layer}.weight"]
-            axis = next(node.op_type in ("ConvTranspose", "MatMul") for node in self.nodes if self._reads(node, layer))
-            weight[(slice(None),) * axis + (list(dead),)] = 0
+            node = next(node for node in self.nodes if f"{layer}.weight" in node.input)
+            for filters in self._filters(node, self.weights[f"{layer}.weight"], dead):
+                filters[...] = 0
             if f"{layer}.bias" in self.weights:
                 self.weights[f"{layer}.bias"][list(dead)] = bias
 
-    def _reads(self, node: onnx.NodeProto, layer: str) -> bool:
-        return f"{layer}.weight" in node.input
+    def _filters(self, node: onnx.NodeProto, weight: np.ndarray, channels: Sequence[int]) -> list[np.ndarray]:
+        """Views of what makes each output channel; a transposed convolution stores in × out of each group."""
+        if node.op_type == "MatMul":
+            return [weight[:, channel] for channel in channels]
+        if node.op_type != "ConvTranspose":
+            return [weight[channel : channel + 1] for channel in channels]
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        blocks = weight.reshape(groups, -1, *weight.shape[1:])
+        return [blocks[channel // weight.shape[1], :, channel % weight.shape[1]] for channel in channels]
 
     def model(self, *outputs: str, opset: int = OPSET, functions: Sequence[onnx.FunctionProto] = ()) -> onnx.ModelProto:
         inputs = {"input": self.input_shape} | self.more_inputs
@@ -142,9 +149,20 @@ class Net:
             [numpy_helper.from_array(numbers, name) for name, numbers in self.weights.items()],
         )
         model = helper.make_model(graph, opset_imports=domains, ir_version=8, functions=functions)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        for value in model.graph.output:  # onnx infers nothing behind a Loop or a GroupNormalization
+        model = _with_shapes(model)
+        for value in model.graph.output:  # onnx infers nothing behind a Loop
             if not value.type.tensor_type.HasField("shape"):
                 value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["batch", 5]))
         onnx.checker.check_model(model)
         return model
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """onnx infers no shape of a GroupNormalization; an InstanceNormalization takes its place meanwhile."""
+    places = [place for place, node in enumerate(model.graph.node) if node.op_type == "GroupNormalization"]
+    for place in places:
+        model.graph.node[place].op_type = "InstanceNormalization"
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for place in places:
+        inferred.graph.node[place].op_type = "GroupNormalization"
+    return inferred

@@ -24,11 +24,8 @@ def autoencoder(net: Net) -> Topology:
     x = net.op("Relu", net.transposed(x, "depth", 8, group=8))
     x = net.op("Relu", net.transposed(x, "grouped", 8, group=2))
     net.kill([1, 6], "bn_a")
-    net.weights["depth.weight"][[1, 6]] = 0
-    net.weights["depth.bias"][[1, 6]] = 0
-    net.weights["grouped.weight"][:4, 2] = 0
-    net.weights["grouped.weight"][4:, 0] = 0
-    net.weights["grouped.bias"][[2, 4]] = 0
+    net.kill([1, 6], "depth")
+    net.kill([2, 4], "grouped")
     return Topology((net.conv(x, "picture", 3),), {"a": 2, "grouped": 2})
 
 
