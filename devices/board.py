@@ -250,7 +250,7 @@ def fixed_shape(name: str, shape: list[Any], sizes: dict[str, int] | None = None
 
 def given_shape(name: str, shape: list[Any], given: list[int]) -> list[int]:
     """The shape that was asked for, if the model takes it."""
-    fits = len(given) == len(shape) and all(not isinstance(d, int) or d == g for d, g in zip(shape, given))
+    fits = len(given) == len(shape) and all(not isinstance(d, int) or d == g for d, g in zip(shape, given))  # noqa: B905 (Python 3.8)
     if not fits:
         raise Refused(f"input '{name}' has shape {shape}, found {given}; give one that fits")
     return list(given)
@@ -264,7 +264,7 @@ def input_shapes(entries: Any, given: dict[str, list[int]]) -> dict[str, list[in
     sizes: dict[str, int] = {}
     for entry in entries:
         if entry.name in given:
-            named = zip(entry.shape[1:], given_shape(entry.name, entry.shape, given[entry.name])[1:])
+            named = zip(entry.shape[1:], given_shape(entry.name, entry.shape, given[entry.name])[1:])  # noqa: B905
             sizes.update({d: g for d, g in named if isinstance(d, str)})
     return {e.name: list(given[e.name]) if e.name in given else fixed_shape(e.name, e.shape, sizes) for e in entries}
 

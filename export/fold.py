@@ -24,7 +24,6 @@ from ..runtime import costs
 from ..runtime.inputs import Given, has_open_batch, input_shapes
 from ..runtime.onnxfile import read
 from .footprint import total_bytes
-from . import graphs
 from .graphs import is_large, load, serialize, write_into
 from .layers import layers_of
 from .opsets import Target, require_known_opset, retargeted

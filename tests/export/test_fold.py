@@ -10,6 +10,7 @@ import onnx
 import pytest
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export import fold as folding
+from rankfold.export import graphs
 from rankfold.export.fold import fold
 from rankfold.export.graphs import array, set_array
 from rankfold.export.parity import difference, run
@@ -279,7 +280,7 @@ def test_external_data_that_fits_is_embedded(tmp_path, saved, chain_case):
 
 
 def test_weights_too_large_for_one_file_stay_in_two(tmp_path, saved, chain_case, monkeypatch):
-    for module in (onnxfile, folding.graphs):
+    for module in (onnxfile, graphs):
         monkeypatch.setattr(module, "MAX_EMBEDDED_BYTES", 1000)
     source = _with_data(tmp_path / "in", chain_case.model)
     plan, parity = fold(source, tmp_path / "new" / "out.onnx")

@@ -109,7 +109,7 @@ def test_shapes_are_parsed(texts, found):
     "text", ["", "input", ":1x2", "x:1x", "x:0x3", "x:-1x3", "x:1,3", "x:1x3.5", "x:９", "x:1x" + "9" * 30]
 )
 def test_shapes_that_are_none(text):
-    with pytest.raises(InputError, match="--shape .*: expected NAME:SIZExSIZE"):
+    with pytest.raises(InputError, match=r"--shape .*: expected NAME:SIZExSIZE"):
         parse_shapes([text])
 
 

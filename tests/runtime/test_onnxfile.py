@@ -118,7 +118,7 @@ def test_data_in_subgraphs_is_checked_too(write):
     model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner))
     del model.graph.initializer[:]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="expected a file in the model's folder, found '../secret.bin'; refused"):
+    with pytest.raises(InputError, match=r"expected a file in the model's folder, found '\.\./secret\.bin'; ref"):
         read(path)
 
 
