@@ -22,7 +22,7 @@ InputsOption = Annotated[Path | None, typer.Option("--inputs", help="An npz file
 DeviceOption = Annotated[str, typer.Option(help="The device it is for: its tile, its runtime.")]
 LimitOption = Annotated[float, typer.Option("--limit-s", min=1, help="Give up after so many seconds.")]
 MemoryOption = Annotated[
-    float | None, typer.Option("--memory-gb", min=0.1, help="Give up above it.  [default: 80 % of this machine's]")
+    float | None, typer.Option("--memory-gb", min=0.5, help="Give up above it.  [default: 80 % of this machine's]")
 ]
 
 FOLD_EXAMPLES = (

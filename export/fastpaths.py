@@ -2,7 +2,8 @@
 
 Blocked layout (NCHWc; x86, block 8 or 16): onnxruntime, core/optimizer/nchwc_transformer.cc, TransformConv and
 TransformPool; pull request 7442; issue 14392. Plain layout (the aarch64 wheel): core/mlas/lib/convolve.cpp,
-MlasConvPrepare; pull request 26688. Rules of another release may differ: what counts is what was measured.
+MlasConvPrepare; pull request 26688. tests/export/test_describe.py holds the blocked rules against the installed
+runtime. Rules of another release may differ: what counts is what was measured.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _conv_misses(node: ir.Node, block: int) -> Iterator[str]:
     groups = node.attributes.get_int("group", 1)
     if groups > 1 and fan_in == 1 and out == groups:
         if out % block:
-            yield f"depthwise with {out} channels, no multiple of the block of {block}: plain layout"
+            yield f"depthwise with {out} channels costs as much as {_padded(out, block)}: padded to the block of {block}"
     elif groups > 1:
         if fan_in % block or (out // groups) % block:
             yield f"groups of {fan_in} → {out // groups} channels, no multiples of the block of {block}: plain layout"
@@ -67,8 +68,11 @@ def _conv_misses(node: ir.Node, block: int) -> Iterator[str]:
     elif fan_in < block and _has_producer(node):
         yield f"{fan_in} input channels are less than the block of {block}: its input is reordered first"
     elif out % block:
-        padded = -(-out // block) * block
-        yield f"{out} filters cost as much as {padded}: they are padded to the block of {block}"
+        yield f"{out} filters cost as much as {_padded(out, block)}: they are padded to the block of {block}"
+
+
+def _padded(channels: int, block: int) -> int:
+    return -(-channels // block) * block
 
 
 def _plain(node: ir.Node, step: int) -> str | None:

@@ -11,6 +11,7 @@ from math import prod
 import onnx
 
 from ..errors import InputError
+from ..runtime.onnxfile import skeleton
 
 # One value above it is a mistake in the file or the shape: the largest activations of 4K detectors are 2 GiB.
 MAX_VALUE_BYTES = 1 << 33
@@ -38,8 +39,7 @@ def _bytes(dims: list[int]) -> int:
 
 def _inferred(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
     """The graph without the numbers of its large weights, its inputs' shapes fixed, other shapes inferred."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = skeleton(proto)
     del copy.graph.value_info[:]
     for value in copy.graph.input:
         if value.name in shapes:

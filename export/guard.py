@@ -63,6 +63,7 @@ def _work_and_exit(work: Callable[[], str], writing: int, memory_bytes: int) -> 
     """The child's whole life; it never returns into the parent's code."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++ libraries print there before they die
     answer = _answer(work, memory_bytes)
     with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as file:
         file.write(json.dumps(answer))

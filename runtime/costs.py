@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import InputError
-from .onnxfile import read
+from .onnxfile import read, skeleton
 
 Shape = list[int | None]
 Shapes = dict[str, Shape]
@@ -129,8 +129,7 @@ def _is_uncountable(node: onnx.NodeProto) -> bool:
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with batch 1 and all shapes that follow from it; those stored in the file are not trusted."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = skeleton(model)
     del copy.graph.value_info[:]
     weights = {i.name for i in copy.graph.initializer}
     for value in copy.graph.input:

@@ -19,6 +19,7 @@ from ..errors import InputError
 
 # protobuf's limit for a message is 2 GiB; the rest is for names, shapes and what folding adds
 MAX_EMBEDDED_BYTES = 2**31 - 2**26
+_SHAPE_NUMBERS = 1024  # tensors up to this size may be shapes, which decide other shapes
 EXTERNAL = onnx.TensorProto.EXTERNAL
 # Bits of one element; what is not here (strings, undefined) cannot be stored outside (onnx.proto, raw_data).
 _BITS = {
@@ -53,6 +54,26 @@ def read(path: Path | str) -> onnx.ModelProto:
             load_external_data_for_model(proto, str(path.parent))
     onnx.checker.check_model(proto)
     return proto
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the numbers of large tensors: all that shape inference needs, in kilobytes."""
+    copy = onnx.ModelProto()
+    for source, target, skipped in ((proto, copy, "graph"), (proto.graph, copy.graph, "initializer")):
+        for key, value in source.ListFields():
+            if key.name == skipped:
+                continue
+            if key.is_repeated:
+                getattr(target, key.name).MergeFrom(value)
+            elif key.message_type is not None:
+                getattr(target, key.name).CopyFrom(value)
+            else:
+                setattr(target, key.name, value)
+    for tensor in proto.graph.initializer:
+        small = math.prod(tensor.dims) <= _SHAPE_NUMBERS
+        bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        copy.graph.initializer.append(tensor if small else bare)
+    return copy
 
 
 def has_external(proto: onnx.ModelProto) -> bool:

@@ -18,7 +18,7 @@ from .written import LOOP, SHAPES, TOKENS, parsed
 _FUZZING = Path(__file__).with_name("fuzzing.py")
 SECRET = b"SECRET" * 2000
 _LONGEST_LINE = 700  # a path, and two hundred characters of the runtime's own words
-_OVERHEAD_S = 20.0  # what a busy machine adds to a child's time: starting it, looking again at its result
+_ENDLESS_SHARE = 0.05  # loops with a damaged count; the guard ends them
 _KINDS = {"InputError", "CheckFailed"}
 
 
@@ -77,5 +77,6 @@ def test_no_damage_reaches_a_defect_of_ours(outcomes):
 
 
 def test_time_and_memory_stay_bounded(outcomes):
-    assert max(case["seconds"] for case in outcomes[:-1]) < LIMIT_S + _OVERHEAD_S
+    stopped = [case for case in outcomes[:-1] if f"no result within {LIMIT_S:g} s" in case.get("text", "")]
+    assert len(stopped) <= _ENDLESS_SHARE * len(outcomes), stopped
     assert outcomes[-1]["peak_bytes"] < MEMORY_BYTES
