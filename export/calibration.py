@@ -247,7 +247,7 @@ def _normalized(pixels: NDArray[np.uint8], how: Preprocess) -> NDArray[np.float3
         if len(numbers) not in (1, pixels.shape[-1]):
             raise InputError(f"{what}: expected 1 or {pixels.shape[-1]} numbers, found {len(numbers)}")
     arranged = _flipped(pixels, how).astype(np.float32) / 255
-    return _moved((arranged - np.float32(how.mean)) / np.float32(how.std), how)
+    return _moved((arranged - np.array(how.mean, np.float32)) / np.array(how.std, np.float32), how)
 
 
 def _arranged(pixels: NDArray, how: Preprocess) -> NDArray:

@@ -59,7 +59,7 @@ def _conv_misses(node: ir.Node, block: int) -> Iterator[str]:
     groups = node.attributes.get_int("group", 1)
     if groups > 1 and fan_in == 1 and out == groups:
         if out % block:
-            yield f"depthwise with {out} channels costs as much as {_padded(out, block)}: padded to the block of {block}"
+            yield f"{out} channels, depthwise, cost as much as {_padded(out, block)}: padded to the block of {block}"
     elif groups > 1:
         if fan_in % block or (out // groups) % block:
             yield f"groups of {fan_in} → {out // groups} channels, no multiples of the block of {block}: plain layout"

@@ -74,7 +74,8 @@ def compute_node(node: ir.Node, opset: int, arrays: Sequence[NDArray | None]) ->
             outputs = ReferenceEvaluator(model).run(None, present)
     except EVALUATION_ERRORS:
         return None
-    return outputs[0] if isinstance(outputs, list) and isinstance(outputs[0], np.ndarray | np.generic) else None
+    first = outputs[0] if isinstance(outputs, list) else None
+    return np.asarray(first) if isinstance(first, np.ndarray | np.generic) else None
 
 
 def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:

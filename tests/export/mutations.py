@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
@@ -175,7 +176,7 @@ def _change(message: Message, rng: random.Random) -> None:
         value[rng.randrange(len(value))] = _other(field, rng)
 
 
-def _lose_or_double(message: Message, field: FieldDescriptor, value, rng: random.Random) -> None:
+def _lose_or_double(message: Message, field: Any, value, rng: random.Random) -> None:
     if not hasattr(value, "append") or not len(value):
         message.ClearField(field.name)
     elif rng.random() < 0.5:
@@ -184,7 +185,7 @@ def _lose_or_double(message: Message, field: FieldDescriptor, value, rng: random
         value.append(value[rng.randrange(len(value))])
 
 
-def _other(field: FieldDescriptor, rng: random.Random):
+def _other(field: Any, rng: random.Random):
     """A value of the field's type that nobody would write."""
     if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
         return rng.choice(REAL)

@@ -262,7 +262,7 @@ def test_other_outputs_agree_by_their_error(tmp_path):
             "scale",
             [value("image", TensorProto.FLOAT, ["batch", 3, 4, 6])],
             [value("y", TensorProto.FLOAT, ["batch", 3, 4, 6])],
-            [onnx.numpy_helper.from_array(np.float32(factor), "factor")],
+            [onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor")],
         )
         path = tmp_path / f"{factor}.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
