@@ -30,7 +30,7 @@ _NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 def evaluate(proto: onnx.ModelProto, inputs: Mapping[str, NDArray]) -> list[NDArray]:
     """The graph's outputs in float64, for `inputs` by name (`wide`)."""
-    evaluator = ReferenceEvaluator(_widened(proto), new_ops=[Conv, ConvTranspose, MaxPool, GlobalMaxPool])
+    evaluator = ReferenceEvaluator(_widened(proto), new_ops=[Conv, ConvTranspose, MaxPool, GlobalMaxPool, LRN])
     with np.errstate(all="ignore"):  # a NaN in the outputs is judged by whoever compares them
         outputs = evaluator.run(None, dict(inputs))
     assert isinstance(outputs, list), "the reference evaluator returns a list for a model"
@@ -198,3 +198,17 @@ class GlobalMaxPool(OpRun):
 
     def _run(self, x):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class LRN(OpRun):
+    """onnx's own (1.23) takes the batch for the channels."""
+
+    op_domain = ""
+
+    def _run(self, x, alpha=None, beta=None, bias=None, size=None):  # the operator's attributes, by name
+        assert size is not None, "LRN requires size"
+        around = [(0, 0)] * x.ndim
+        around[1] = ((size - 1) // 2, size // 2)
+        squares = np.lib.stride_tricks.sliding_window_view(np.pad(x * x, around), size, axis=1).sum(axis=-1)
+        scale = 1.0 if bias is None else bias
+        return (x / (scale + (1e-4 if alpha is None else alpha) / size * squares) ** (0.75 if beta is None else beta),)

@@ -47,9 +47,9 @@ def _slice(node: ir.Node, known: Known, opset: int) -> Found:
 
 def _pad(node: ir.Node, known: Known, opset: int) -> Found:
     """New channels carry the padding's number; new pixels leave a channel constant only if it is the same one."""
-    amounts, mode = padding(node), node.attributes.get_string("mode", "constant")
-    numbers = full(known, node.inputs[0])
-    if amounts is None or any(min(pair) < 0 for pair in amounts.values()):
+    amounts, mode, source = padding(node), node.attributes.get_string("mode", "constant"), node.inputs[0]
+    numbers = full(known, source)
+    if source is None or amounts is None or any(min(pair) < 0 for pair in amounts.values()):
         return None
     padded = [axis for axis, pair in amounts.items() if any(pair)]
     if mode != "constant":
@@ -58,7 +58,7 @@ def _pad(node: ir.Node, known: Known, opset: int) -> Found:
     number = node.attributes.get_float("value", 0.0) if given is None else float(given.reshape(-1)[0])
     for axis in padded:
         if axis == 1:
-            whole = spread({**known, node.inputs[0]: numbers}, node.inputs[0], (axis,))
+            whole = spread({source: numbers}, source, (axis,))
             if whole is None:
                 return None
             width = [(0, 0) if one != axis else amounts[axis] for one in range(whole.ndim)]

@@ -121,13 +121,15 @@ class Coupling:
 
     def labels(self) -> Ids:
         """The class of every element."""
-        if self._labels is None or len(self._labels) != self._count:
+        labels = self._labels
+        if labels is None or len(labels) != self._count:
             first, second = (
                 np.concatenate([np.zeros(0, np.intp), *(pair[k] for pair in self._ties)]) for k in range(2)
             )
             edges = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(self._count, self._count))
-            self._labels = connected_components(edges, directed=False)[1].astype(np.intp)
-        return self._labels
+            labels = connected_components(edges, directed=False)[1].astype(np.intp)
+            self._labels = labels
+        return labels
 
     def roots(self, ids: Ids) -> Ids:
         """The class of each element, in the shape of `ids`."""

@@ -131,9 +131,8 @@ def shuffled(g: Generator, x: Activation) -> Activation:
 def pooled(g: Generator, x: Activation) -> Activation:
     if x.size < 4:
         return plain(g, x)
-    options = {"kernel_shape": [2, 2], "strides": [2, 2]}
     kind = g.choose(("MaxPool", "AveragePool", *(("LpPool",) if x.zero else ())))
-    return g.activation(g.net.op(kind, x.name, **options), x.tokens, x.size // 2, x.zero)
+    return g.activation(g.net.op(kind, x.name, kernel_shape=[2, 2], strides=[2, 2]), x.tokens, x.size // 2, x.zero)
 
 
 def resized(g: Generator, x: Activation) -> Activation:

@@ -1,6 +1,8 @@
-"""The published CIFAR ResNets: whole groups zeroed in the residual stream of every stage and inside blocks are removed."""
+"""Published CIFAR ResNets: groups zeroed in the residual stream of every stage and inside blocks are removed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from rankfold.train.models.resnet import resnet20, resnet56
 INSIDE, STREAM = 0.4, 0.25  # shares of channels zeroed in each block, and in the stream
 
 
-def _zero(norm: torch.nn.Module, channels: list[int]) -> None:
+def _zero(norm: Any, channels: list[int]) -> None:
     """A group owns its BatchNorm: scale and shift are zero."""
     with torch.no_grad():
         norm.weight[channels] = 0
@@ -30,7 +32,7 @@ def _pick(generator: np.random.Generator, share: float, width: int) -> list[int]
     return sorted(generator.choice(width, int(share * width), replace=False).tolist())
 
 
-def _prune(model: torch.nn.Module, generator: np.random.Generator) -> dict[str, int]:
+def _prune(model: Any, generator: np.random.Generator) -> dict[str, int]:
     """Zero groups; returns how many channels each layer must lose.
 
     A channel of the stream is written by every block of its stage, and by the one of the stage before that the

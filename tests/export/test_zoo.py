@@ -101,35 +101,32 @@ def build(request) -> zoo.Build:
     return request.param
 
 
-@pytest.fixture(params=range(2))
-def seed(request) -> int:
-    return request.param
-
-
 def test_the_zoo_is_large_enough():
     assert len(CHANGED) >= 28
     assert len(CHANGED) + len(DECLINED) >= 40
 
 
-def test_what_is_dead_goes_exactly_and_the_rest_has_its_reason(build, seed, assert_exact):
-    model, topology = _built(build, seed)
-    graph = _prepared(model)
-    decisions = fold_channels(graph)
-    removed = {name: decisions[name].channels - len(decisions[name].kept) for name in topology.removed}
-    assert removed == topology.removed
-    assert any(removed.values()) == (build in CHANGED)
-    for name, words in topology.reasons.items():
-        assert words in decisions[name].reason
-    assert_exact(model, graph)
+def test_what_is_dead_goes_exactly_and_the_rest_has_its_reason(build, counts, assert_exact):
+    for seed in range(counts(1, 5)):
+        model, topology = _built(build, seed)
+        graph = _prepared(model)
+        decisions = fold_channels(graph)
+        removed = {name: decisions[name].channels - len(decisions[name].kept) for name in topology.removed}
+        assert removed == topology.removed
+        assert any(removed.values()) == (build in CHANGED)
+        for name, words in topology.reasons.items():
+            assert words in decisions[name].reason
+        assert_exact(model, graph)
 
 
-def test_folding_twice_changes_nothing(build, seed):
-    graph = _prepared(_built(build, seed)[0])
-    fold_channels(graph)
-    once = serialize(graph)
-    again = fold_channels(graph)
-    assert all(len(decision.kept) == decision.channels for decision in again.values())
-    assert serialize(graph) == once
+def test_folding_twice_changes_nothing(build, counts):
+    for seed in range(counts(1, 5)):
+        graph = _prepared(_built(build, seed)[0])
+        fold_channels(graph)
+        once = serialize(graph)
+        again = fold_channels(graph)
+        assert all(len(decision.kept) == decision.channels for decision in again.values())
+        assert serialize(graph) == once
 
 
 @pytest.mark.parametrize("tile", [4, 7])
@@ -149,4 +146,4 @@ def test_the_zoo_folds_without_torch():
     options = ["-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "goes_exactly"]
     done = subprocess.run([sys.executable, "-c", command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert f"{2 * (len(CHANGED) + len(DECLINED))} passed" in done.stdout
+    assert f"{len(CHANGED) + len(DECLINED)} passed" in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import TensorProto, helper
 
@@ -100,7 +102,7 @@ def scores(net: Net) -> Topology:
 def branch(net: Net) -> Topology:
     """Read inside both branches of an If."""
     x = _dead(net)
-    bodies = {
+    bodies: dict[str, Any] = {
         key: helper.make_graph(
             [helper.make_node(kind, [x], [f"{key}_out"])],
             key,
