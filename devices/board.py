@@ -241,7 +241,7 @@ def placement(session: Any, provider: str) -> dict[str, int]:
 
 def fixed_shape(name: str, shape: list[Any], sizes: dict[str, int] | None = None) -> list[int]:
     """The shape that is timed: an open first dimension is the batch, and becomes 1; `sizes` are of open ones."""
-    known = [(sizes or {}).get(d, d) if isinstance(d, str) else d for d in shape]
+    known: list[Any] = [(sizes or {}).get(d, d) if isinstance(d, str) else d for d in shape]
     fixed = [1 if axis == 0 and not isinstance(d, int) else d for axis, d in enumerate(known)]
     if not all(isinstance(d, int) and d > 0 for d in fixed):
         raise Refused(f"input '{name}' has shape {shape}; only the first dimension may be open; see --shape")

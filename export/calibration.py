@@ -228,7 +228,7 @@ def _pixels(file: Path, channels: int, size: tuple[int, int], how: Preprocess) -
             warnings.simplefilter("ignore")
             image = image.convert(_MODES[channels])
             box = None if how.crop is None else _centre(image.size, how.crop)
-            small = image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+            small = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {file}: {str(error)[:80]}; remove or replace it") from error
     return np.asarray(small).reshape(*size, channels)
