@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from . import onnx_commands
 from .errors import InputError, RankfoldError, complaint, system_complaint
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ devices_app = typer.Typer(
 app.add_typer(devices_app, name="devices")
 
 Form = Literal["channel", "input-channel", "spatial", "linear"]
-Split = Literal["validation", "test"]
 DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
@@ -143,18 +143,11 @@ def export(
     print(run_dir / "compact.onnx")
 
 
-@app.command(epilog="Example:  [bold]rankfold evaluate runs/glyphs-dec3-0 --split test[/]")
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A run folder that `rankfold export` finished.")],
-    data: DataOption = None,
-    split: Annotated[Split, typer.Option(help="Choose on validation; look at test once.")] = "test",
-) -> None:
-    """Score a run's dense and compact network with ONNX Runtime: evaluation.json."""
-    from .stages import evaluate_run
+# --- any ONNX file ------------------------------------------------------------------------------------------
 
-    for score in evaluate_run(run_dir, data, split).scores:
-        print(f"{score.name}: {score.value:.2%} ({score.low:.2%} to {score.high:.2%}) of {score.n} {split} images")
-
+app.command(epilog=onnx_commands.FOLD_EXAMPLES)(onnx_commands.fold)
+app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
+app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 
 # --- bench, report ------------------------------------------------------------------------------------------
 
@@ -169,6 +162,8 @@ def bench(
     pairs: Annotated[int | None, typer.Option(min=2, help="Launch pairs a variant.  [default: 8, or 24]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
+    shape: onnx_commands.ShapeOption = None,
+    inputs: onnx_commands.InputsOption = None,
     gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
 ) -> None:
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
@@ -188,6 +183,8 @@ def bench(
         session_config=_keys_and_values(session_config or []),
         pairs=pairs,
         seed=seed,
+        shapes=shape or (),
+        inputs=inputs,
     )
     print_bench(record)
     print(output)

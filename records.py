@@ -383,6 +383,23 @@ class Evaluation(Record):
     scores: list[Score]
 
 
+class ModelScore(Record):
+    """`score.json`: what `evaluate` found for one ONNX file, by labels, by its original, or by a user's command.
+
+    Higher is better. The interval is a 95 % Wilson interval, None where the metric is no share of `n` answers.
+    Format 1: first version.
+    """
+
+    model_sha256: Sha256
+    data: str
+    metric: str
+    n: int | None
+    value: float
+    low: float | None
+    high: float | None
+    reference_sha256: Sha256 | None = Field(description="the original that a model without labels is held against")
+
+
 # --- devices ------------------------------------------------------------------------------------------------
 
 

@@ -6,16 +6,18 @@ run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, pl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .errors import InputError
 from .files import replacing_all, require_writable
-from .records import Bench, Evaluation, Facts, Parity, Plan, Score, TrainRecord, Weather
+from .records import Bench, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Weather
 from .terminal import bars
 
 if TYPE_CHECKING:
+    from .export.calibration import Preprocess
     from .train.data import Dataset
 
 Split = Literal["validation", "test"]
@@ -102,13 +104,24 @@ def measure_models(
     session_config: Mapping[str, str] | None = None,
     pairs: int | None = None,
     seed: int = 0,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
 ) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`."""
     from .devices import card
     from .devices.local import LocalTransport
+    from .runtime.inputs import parse_shapes
     from .runtime.measure import Options, Progress, measure
 
-    options = Options(threads=threads, provider=provider, session_config=session_config or {}, pairs=pairs, seed=seed)
+    options = Options(
+        threads=threads,
+        provider=provider,
+        session_config=session_config or {},
+        pairs=pairs,
+        seed=seed,
+        shapes=parse_shapes(shapes),
+        inputs=inputs,
+    )
     found = card.find(device)
     sources = named(models)
     require_writable(output)  # now, not after minutes of measuring
@@ -147,3 +160,136 @@ def probe_device(name: str) -> tuple[Facts, Weather]:
         facts = probe.facts(process)
         probe.check_card(found, facts)
         return facts, probe.weather(process)
+
+
+# --- any ONNX file, each in a child with bounds on memory and time --------------------------------------------
+
+
+def fold_file(
+    source: Path,
+    output: Path,
+    *,
+    device: str = "host",
+    tile: str = "auto",
+    target_ort: str | None = None,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> tuple[Plan, Parity]:
+    """Fold a file exactly, for a device: `output`, .plan.json and .parity.json beside it, or nothing.
+
+    The device's runtime decides opset and IR version unless `target_ort` does.
+    """
+    require_writable(output)
+    facts = probe_device(device)[0]
+    return fold_guarded(
+        source,
+        output,
+        tile=facts.tile if tile == "auto" else _whole("--tile", tile),
+        target_ort=target_ort or (facts.onnxruntime_version if device != "host" else None),
+        shapes=shapes,
+        inputs=inputs,
+        limit_s=limit_s,
+        memory_bytes=memory_bytes,
+    )
+
+
+def fold_guarded(
+    source: Path,
+    output: Path,
+    *,
+    tile: int,
+    target_ort: str | None = None,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> tuple[Plan, Parity]:
+    """`fold_file` with the tile known: the work in a child, the files moved into place by this process."""
+    from .export.guard import guarded
+
+    def work() -> str:
+        from .export.fold import fold_into
+        from .runtime.inputs import given
+
+        names: list[str] = []
+        said = given(shapes, inputs)
+        fold_into(folder, names, source, output.name, tile=tile, target_ort=target_ort, given=said)
+        return json.dumps(names)
+
+    names: list[str] = []
+    with replacing_all(output.parent, names) as folder:
+        names += json.loads(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+        parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
+    return plan, parity
+
+
+def describe_file(
+    source: Path, *, device: str = "host", shapes: Sequence[str] = (), limit_s: float, memory_bytes: int | None = None
+) -> str:
+    """`export.describe.Described` as JSON."""
+    from .export.guard import guarded
+
+    facts = probe_device(device)[0]
+
+    def work() -> str:
+        from .export.describe import described_json
+        from .runtime.inputs import given
+
+        return described_json(source, layout=facts.layout, tile=facts.tile, given=given(shapes, None))
+
+    return guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
+
+
+def evaluate_file(
+    source: Path,
+    *,
+    data: Path | None,
+    reference: Path | None,
+    metric: str | None,
+    how: Preprocess,
+    output: Path | None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> ModelScore:
+    """Score one ONNX file by a command, by labels, or by its original where there are none."""
+    if (metric is None) == (data is None):
+        raise InputError("give --data, or --metric with a command, to say what a good model is")
+    if output is not None:
+        require_writable(output)
+    if metric is not None:
+        from .export.metric import by_command
+
+        score = by_command(metric, _existing(source), limit_s)
+    else:
+        score = _score_on(source, data, reference, how, limit_s, memory_bytes)
+    if output is not None:
+        score.write(output)
+    return score
+
+
+def _score_on(
+    source: Path, data: Path | None, reference: Path | None, how: Preprocess, limit_s: float, memory_bytes: int | None
+) -> ModelScore:
+    from .export.guard import guarded
+
+    def work() -> str:
+        from .export.metric import on_data
+
+        assert data is not None, "the caller checked it"
+        return on_data(source, data, reference, how).model_dump_json()
+
+    return ModelScore.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+
+
+def _existing(source: Path) -> Path:
+    if not source.is_file():
+        raise InputError(f"no model {source}; give an .onnx file, or a run folder that `rankfold export` finished")
+    return source
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise InputError(f"{option} {text[:40]!r}: expected auto or a whole number from 1 to 1024")
+    return int(text)

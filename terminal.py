@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,32 @@ def print_bench(bench: Bench) -> None:
     console.print(table)
     for caution in bench.cautions:
         console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def print_model(found: Mapping[str, Any]) -> None:
+    """What `describe` found in an ONNX file."""
+    console = Console(soft_wrap=False)
+    for what in ("inputs", "outputs"):
+        console.print(Text(f"{what}: " + ", ".join(f"{_plain(name)} {kind}" for name, kind in found[what].items())))
+    operators = ", ".join(f"{count} {name}" for name, count in found["nodes"].items())
+    console.print(Text(f"opset {found['opset']}, IR version {found['ir_version']}; {_plain(operators)}"))
+    console.print(Text(f"{_millions(found['macs'])} MACs for one input, {found['parameters']:,} parameters"))
+    table = Table("layer", "operator", "weight", "MACs", "parameters", "rank", "90 % of Σσ²", box=None, pad_edge=False)
+    for layer in found["layers"]:
+        shape, spectrum = "×".join(map(str, layer["shape"])), layer["spectrum"]
+        ranks = ("", "") if spectrum is None else ("{rank}/{full_rank}".format(**spectrum), str(spectrum["rank_90"]))
+        row = (layer["operator"], shape, _millions(layer["macs"]), f"{layer['parameters']:,}", *ranks)
+        table.add_row(_plain(layer["name"]), *row)
+    console.print(table)
+    channels = Table("coupled layers", "channels", "after folding", "reason", box=None, pad_edge=False)
+    for group in found["groups"].values():
+        members = _plain(", ".join(group["members"]))
+        channels.add_row(members, str(group["channels"]), str(len(group["kept"])), _plain(group["reason"]))
+    console.print(channels)
+    if found["denormals"]:
+        console.print(Text(f"{found['denormals']:,} denormal weights slow the CPU down; `rankfold fold` flushes them"))
+    for miss in found["misses"]:
+        console.print(Text(f"{_plain(miss['node'])} ({_plain(miss['operator'])}): {miss['why']}"))
 
 
 def duration(seconds: float) -> str:

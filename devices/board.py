@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # recent Linux wheels start an upload thread
@@ -238,12 +239,59 @@ def placement(session: Any, provider: str) -> dict[str, int]:
     return nodes
 
 
-def fixed_shape(name: str, shape: list[Any]) -> list[int]:
-    """The shape that is timed: an open first dimension is the batch, and becomes 1."""
-    fixed = [1 if axis == 0 and not isinstance(d, int) else d for axis, d in enumerate(shape)]
+def fixed_shape(name: str, shape: list[Any], sizes: dict[str, int] | None = None) -> list[int]:
+    """The shape that is timed: an open first dimension is the batch, and becomes 1; `sizes` are of open ones."""
+    known: list[Any] = [(sizes or {}).get(d, d) if isinstance(d, str) else d for d in shape]
+    fixed = [1 if axis == 0 and not isinstance(d, int) else d for axis, d in enumerate(known)]
     if not all(isinstance(d, int) and d > 0 for d in fixed):
-        raise Refused(f"input '{name}' has shape {shape}; only the first dimension may be open")
+        raise Refused(f"input '{name}' has shape {shape}; only the first dimension may be open; see --shape")
     return fixed
+
+
+def given_shape(name: str, shape: list[Any], given: list[int]) -> list[int]:
+    """The shape that was asked for, if the model takes it."""
+    fits = len(given) == len(shape) and all(not isinstance(d, int) or d == g for d, g in zip(shape, given))  # noqa: B905 (Python 3.8)
+    if not fits:
+        raise Refused(f"input '{name}' has shape {shape}, found {given}; give one that fits")
+    return list(given)
+
+
+def input_shapes(entries: Any, given: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The shape of every input; a size given for one open dimension holds wherever its name stands."""
+    names = {entry.name for entry in entries}
+    if set(given) - names:
+        raise Refused(f"there is no input '{min(set(given) - names)}'; the model has {', '.join(sorted(names))}")
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        if entry.name in given:
+            named = zip(entry.shape[1:], given_shape(entry.name, entry.shape, given[entry.name])[1:])  # noqa: B905
+            sizes.update({d: g for d, g in named if isinstance(d, str)})
+    return {e.name: list(given[e.name]) if e.name in given else fixed_shape(e.name, e.shape, sizes) for e in entries}
+
+
+def make_feed(entries: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """An array for every input: the caller's own where an npz file is named, else fixed random ones."""
+    if request.get("inputs"):
+        return read_feed(entries, request["inputs"])
+    shapes = input_shapes(entries, request.get("shapes") or {})
+    return {e.name: make_input(e.type, e.name, shapes[e.name], request["seed"]) for e in entries}
+
+
+def read_feed(entries: Any, path: str) -> dict[str, Any]:
+    """The arrays of an npz file, in the types and shapes that the model takes."""
+    import numpy
+
+    feed = {}
+    try:
+        with numpy.load(path, allow_pickle=False) as stored:
+            for entry in entries:
+                kind = entry.type.replace("tensor(", "").replace(")", "")
+                array = stored[entry.name]
+                given_shape(entry.name, entry.shape, list(array.shape))
+                feed[entry.name] = array.astype({"float": "float32", "double": "float64"}.get(kind, kind))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path}: expected an npz file with {', '.join(e.name for e in entries)} ({error})") from error
+    return feed
 
 
 def make_input(kind: str, name: str, shape: list[int], seed: int) -> Any:
@@ -326,10 +374,7 @@ class Server:
         begin = time.perf_counter()
         self.session = open_session(request, provider)
         creation_s = time.perf_counter() - begin
-        shapes = {i.name: fixed_shape(i.name, i.shape) for i in self.session.get_inputs()}
-        self.feed = {
-            i.name: make_input(i.type, i.name, shapes[i.name], request["seed"]) for i in self.session.get_inputs()
-        }
+        self.feed = make_feed(self.session.get_inputs(), request)
         gc.collect()
         gc.disable()  # a collection inside a timed run would be counted as inference
         first_s = run_timed(self.session, self.feed, 1)[0]
@@ -343,7 +388,7 @@ class Server:
             "peak_rss_bytes": kilobytes("/proc/self/status", "VmHWM"),
             "providers": self.session.get_providers(),
             "nodes_by_provider": placement(self.session, provider),
-            "input_shapes": shapes,
+            "input_shapes": {name: list(array.shape) for name, array in self.feed.items()},
         }
 
     def rest(self) -> None:

@@ -4,14 +4,22 @@ forms.py       the factorisation forms: einops pattern, factor shapes, MACs     
 decompose.py   singular values, truncated SVD, ranks                             kernel → Factors
 graphs.py      ONNX files in and out, questions asked of a graph                 path → model → bytes
 layers.py      every Conv and Gemm, its kernel, geometry and name                model → layers
-coupling.py    which channels live and die together                              graph → union-find
+coupling/      which channels live and die together                              graph → union-find
 constants.py   which channels carry a constant                                   graph → constants by value
 choose.py      ranks by energy or for a number of parameters                     model → Plan
 passes/        one graph pass a file                                             model → model, in place
 reference.py   a graph in float64                                                model, inputs → outputs
 sessions.py    ONNX Runtime sessions, for outputs and never for times            bytes → session
+guard.py       work on a stranger's file in a child, within bounds               work → text, or one line
+footprint.py   memory of a graph's values                                        graph, shapes → bytes
+opsets.py      what older runtimes read                                          model, release → model
 parity.py      outputs against the float64 truth                                 two models → ParityCheck
 shrink.py      all of it in order                                                dense.onnx → compact.onnx, Plan, Parity
+fold.py        any graph, exactly                                                ONNX → ONNX, Plan, Parity
+describe.py    what is in a file, for a person                                   ONNX → layers, ranks, groups, misses
+fastpaths.py   nodes that miss the runtime's fast kernels                        graph, device → misses
+calibration.py arrays and images for calibration and metrics                     npz, folder → Samples
+metric.py      by labels, by the original, or by a command                       model, Samples → ModelScore
 evaluate.py    top-1 accuracy with its interval                                  model, data → Score
 from_torch.py  a module as an ONNX file (needs torch)                            module → dense.onnx, checks
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -15,26 +16,39 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from ..errors import InputError
 from ..files import write_bytes
+from ..runtime.onnxfile import MAX_EMBEDDED_BYTES, read
 
 # Opset 18 belongs to IR version 8 (ONNX 1.13); runtimes refuse files with a newer IR version than theirs,
 # and ONNX Runtime 1.16, the oldest we promise to run on, reads 9 at most.
 IR_VERSION = 8
 _MAX_PROTOBUF_BYTES = 2**31 - 1
+_FIRST_WITHOUT_INPUTS = 4
+_LARGEST_SIZE = 1 << 31  # of one axis; nothing that runs has more
+# what protobuf, onnx's checker and onnx_ir raise for files that are something else, or contradict themselves
+_NO_MODEL = (
+    *(DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError),
+    *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ir.serde.SerdeError),
+)
 
 
 def load(path: Path | str) -> ir.Model:
-    """Read and check an ONNX file. Raises InputError, one line: missing, truncated, no ONNX, NaN weights."""
+    """Read and check an ONNX file. Raises InputError, one line: missing, truncated, no ONNX, NaN weights.
+
+    Tensors outside the file are in memory too, unless they are too large for one protobuf message.
+    """
     try:
-        proto = onnx.load_model(str(path), format="protobuf")
-        onnx.checker.check_model(proto)
-        model = ir.from_proto(proto)
+        if Path(path).is_file() and Path(path).stat().st_size == 0:
+            raise InputError(f"{path}: expected an ONNX model, found an empty file; export or copy it again")
+        model = ir.from_proto(read(path))
+        ir.external_data.set_base_dir(model.graph, str(Path(path).parent))
         ir.to_proto(model)  # strings that are no UTF-8 pass the checker and fail here
+        _check_declared(model, path)
+        _check_finite(model, path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError, ir.serde.SerdeError) as error:
-        found = "an empty file" if Path(path).stat().st_size == 0 else _first_line(error)
+    except _NO_MODEL as error:
+        found = _first_line(error)
         raise InputError(f"{path}: expected an ONNX model, found {found}; export or copy it again") from error
-    _check_finite(model, path)
     return model
 
 
@@ -45,13 +59,44 @@ def save(model: ir.Model, path: Path) -> None:
 
 def serialize(model: ir.Model) -> bytes:
     """The file's bytes, the same for the same graph. Raises InputError above protobuf's limit of 2 GB."""
-    model.ir_version = min(model.ir_version, IR_VERSION) if _opset(model) <= 18 else model.ir_version
+    model.ir_version = ir_version(model)
     proto = ir.to_proto(model)
     for entries in (proto.graph.initializer, proto.graph.value_info):
         entries.sort(key=lambda entry: entry.name)  # shape inference leaves them in any order
     if proto.ByteSize() > _MAX_PROTOBUF_BYTES:
         raise InputError("the model is larger than 2 GB, more than one ONNX file holds; make it smaller")
     return proto.SerializeToString(deterministic=True)
+
+
+def ir_version(model: ir.Model) -> int:
+    """The lowest that old runtimes read: the model's own, or `IR_VERSION` where the opset allows it.
+
+    At least 4: before it, initialisers had to be graph inputs (onnx, docs/IR.md).
+    """
+    newest = IR_VERSION if _opset(model) <= 18 else model.ir_version
+    return max(min(model.ir_version, newest), _FIRST_WITHOUT_INPUTS)
+
+
+def is_large(model: ir.Model) -> bool:
+    """Whether the weights do not fit into one ONNX file."""
+    return weight_bytes(model) > MAX_EMBEDDED_BYTES
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initialisers of the main graph."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def write_into(folder: Path, name: str, model: ir.Model) -> list[str]:
+    """Write the model into a scratch folder: one file, or two where it is large. Returns the files' names."""
+    if not is_large(model):
+        save(model, folder / name)
+        return [name]
+    data = f"{name}.data"
+    model.ir_version = ir_version(model)
+    ir.save(model, folder / name, external_data=data)
+    return [data, name]
 
 
 def _opset(model: ir.Model) -> int:
@@ -129,7 +174,21 @@ def refresh_shapes(model: ir.Model) -> None:
             if not output.is_graph_output():
                 output.shape = None
     # data propagation carries the batch's symbol through Shape and Concat into Reshape
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    with _inferable(model.graph):
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+@contextmanager
+def _inferable(graph: ir.Graph) -> Iterator[None]:
+    """onnx (1.23) infers no shape of a GroupNormalization; that of an InstanceNormalization is the same."""
+    nodes = [node for node in graph if node.op_type == "GroupNormalization" and not node.domain]
+    for node in nodes:
+        node.op_type = "InstanceNormalization"
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.op_type = "GroupNormalization"
 
 
 def unique(name: str, taken: Container[str]) -> str:
@@ -138,9 +197,17 @@ def unique(name: str, taken: Container[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
+def _check_declared(model: ir.Model, path: Path | str) -> None:
+    """Sizes of the graph's inputs and outputs, which later steps take as they are declared."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        wrong = next((size for size in sizes(value) if size is not None and not 0 <= size < _LARGEST_SIZE), None)
+        if wrong is not None:
+            raise InputError(f"{path}: '{value.name}' is declared with the size {wrong}; export it again")
+
+
 def _check_finite(model: ir.Model, path: Path | str) -> None:
     for name, value in model.graph.initializers.items():
-        numbers = array(value)
+        numbers = array(value)  # also where the checker lets more bytes pass than the shape takes
         if numbers is None or numbers.dtype.kind != "f" or numbers.ndim == 0:
             continue  # scalars may be infinite: a Clip without an upper end, a mask's fill
         if not np.isfinite(numbers).all():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -15,24 +17,29 @@ from numpy.typing import NDArray
 
 from ..errors import CheckFailed, InputError
 from ..records import ParityCheck
-from .reference import evaluate
-from .sessions import RUNTIME_ERRORS, one_line, session
+from ..runtime.inputs import Given, make_inputs
+from .reference import EVALUATION_ERRORS, evaluate, wide
+from .sessions import RUNTIME_ERRORS, InferenceSession, one_line, session
 
 EXACT_FACTOR = 4.0  # design §9: rewrites reorder sums, so allow a few times the original's own rounding
 FLOOR = 1e-6  # about 8 float32 epsilons: below it a net of one layer would fail on luck
 BATCHES = (1, 8)
-# what onnx's reference evaluator raises for graphs that contradict themselves or operators it lacks
-_EVALUATION_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+# above it 4 times the own error would pass anything; float16 networks stay below 1e-2
+MAX_OWN_ERROR = 0.03
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a model computes in truth: seeded inputs (float32), outputs in float64, its own float32 error."""
+    """What a model computes in truth: seeded inputs, outputs in float64, its own float32 error.
 
-    inputs: dict[str, NDArray[np.float32]]
+    `truth` says against what an error is measured: the float64 evaluation, or the runtime's float32.
+    """
+
+    inputs: dict[str, NDArray]
     outputs: list[NDArray]
     batch: int
     own_error: float
+    truth: Literal["float64", "float32"] = "float64"
 
     @property
     def bound(self) -> float:
@@ -40,24 +47,49 @@ class Original:
         return max(EXACT_FACTOR * self.own_error, FLOOR)
 
 
-def original(model: bytes, batch: int, seed: int = 0) -> Original:
-    """Evaluate `model` on standard normal inputs, in float64 and in float32.
+class NoReference(InputError):
+    """The model cannot be held against a float64 evaluation of itself."""
 
-    Raises InputError when an input's size is unknown, or the model does not run or yields NaN.
+
+def original(model: bytes, batch: int, seed: int = 0, given: Given | None = None) -> Original:
+    """Evaluate `model` in float64 and in float32, on seeded inputs or on `given` ones.
+
+    Raises InputError when an input's size is unknown, or the model does not run or yields NaN; NoReference when
+    the reference evaluator cannot take it, or float32 is too far from it to judge a rewrite.
     """
     proto = onnx.load_model_from_string(model)
-    inputs = normal_inputs(proto, batch, np.random.default_rng(seed))
+    inputs = make_inputs(proto, batch, np.random.default_rng(seed), given)
     try:
-        truth = evaluate(proto, {name: numbers.astype(np.float64) for name, numbers in inputs.items()})
-    except _EVALUATION_ERRORS as error:
-        raise InputError(f"the model cannot be evaluated in float64: {one_line(error)}; check it") from error
+        truth = evaluate(proto, {name: wide(numbers) for name, numbers in inputs.items()})
+    except EVALUATION_ERRORS as error:
+        raise NoReference(f"the model cannot be evaluated in float64: {one_line(error)}; check it") from error
     relative, _ = difference(run(model, inputs), truth)
-    if not np.isfinite(relative):
-        raise InputError("the model yields NaN, infinity or other shapes in float32 on normal inputs; check it")
+    _require_finite(relative)
+    if relative > MAX_OWN_ERROR:
+        raise NoReference(f"the model's float32 outputs differ from float64 by {relative:.2g}; check it")
     return Original(inputs, truth, batch, relative)
 
 
-def exact_check(reference: Original, rewritten: bytes, what: str) -> ParityCheck:
+def float32_original(model: bytes | Path, batch: int, seed: int = 0, given: Given | None = None) -> Original:
+    """The same with ONNX Runtime as its own witness, for models that have no float64 reference.
+
+    The truth is the graph run as written; its own error is what the runtime's own rewrites of it change.
+    Raises InputError, also when two runs differ: then no rewrite can be judged.
+    """
+    proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else _without_data(model)
+    inputs = make_inputs(proto, batch, np.random.default_rng(seed), given)
+    witness = session(model, "the model", optimized=False)
+    truth = _outputs(witness, inputs)
+    if not _identical(_outputs(witness, inputs), truth):
+        raise InputError("the model yields other outputs at every run; a rewrite of it cannot be checked")
+    relative, _ = difference(run(model, inputs), truth)
+    _require_finite(relative)
+    if relative > MAX_OWN_ERROR:
+        raise InputError(f"ONNX Runtime's own rewrites change the outputs by {relative:.2g}; it cannot be checked")
+    return Original(inputs, truth, batch, relative, truth="float32")
+
+
+def exact_check(reference: Original, rewritten: bytes | Path, what: str) -> ParityCheck:
     """Compare an exact rewrite with the original; `passed` says whether it is within the bound."""
     relative, absolute = difference(run(rewritten, reference.inputs), reference.outputs)
     bound = reference.bound
@@ -104,34 +136,34 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
     return worst_relative, worst
 
 
-def run(model: bytes, inputs: Mapping[str, NDArray]) -> list[NDArray]:
-    """The model's outputs by ONNX Runtime in float32. Raises InputError when it cannot run."""
+def run(model: bytes | Path, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+    """The model's outputs by ONNX Runtime. Raises InputError when it cannot run, or yields more than tensors."""
+    return _outputs(session(model, "the model"), inputs)
+
+
+def _outputs(runner: InferenceSession, inputs: Mapping[str, NDArray]) -> list[NDArray]:
     try:
-        outputs = session(model, "the model").run(None, dict(inputs))
+        outputs = runner.run(None, dict(inputs))
     except RUNTIME_ERRORS as error:
         raise InputError(f"the model does not run: {one_line(error)}; check its inputs") from error
+    except (ValueError, TypeError) as error:  # the binding's own, before the runtime sees the inputs
+        raise InputError(f"the model does not take its inputs: {one_line(error)}; check them") from error
+    if any(not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub" for output in outputs):
+        raise InputError("the model yields sequences, maps or text; only tensors of numbers can be compared")
     return [np.asarray(output) for output in outputs]
 
 
-def normal_inputs(proto: onnx.ModelProto, batch: int, generator: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-    """Standard normal float32 arrays for every input; a symbolic first dimension becomes `batch`."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    return {
-        value.name: generator.standard_normal(_shape(value, batch), dtype=np.float32)
-        for value in proto.graph.input
-        if value.name not in constants
-    }
+def _require_finite(relative: float) -> None:
+    if not np.isfinite(relative):
+        raise InputError("the model yields NaN, infinity or other shapes in float32 on normal inputs; check it")
 
 
-def _shape(value: onnx.ValueInfoProto, batch: int) -> list[int]:
-    tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
-        raise InputError(f"input '{value.name}': expected float32, found another type; it cannot be run yet")
-    shape = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
-    unknown = [axis for axis, size in enumerate(shape) if size is None and axis > 0]
-    if unknown:
-        raise InputError(f"input '{value.name}': axis {unknown[0]} has no fixed size; export it with one")
-    return [batch if size is None else size for size in shape]
+def _identical(outputs: list[NDArray], others: list[NDArray]) -> bool:
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(outputs, others, strict=True))
+
+
+def _without_data(path: Path) -> onnx.ModelProto:
+    return onnx.load_model(str(path), format="protobuf", load_external_data=False)
 
 
 def _check(

@@ -17,16 +17,29 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from .transposed import ConvTranspose
+
 Array = NDArray[np.float64]
+# what onnx's reference evaluator raises for graphs that contradict themselves or operators it lacks
+EVALUATION_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError),
+    *(NotImplementedError, MemoryError, ImportError, RecursionError),
+)
+_NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def evaluate(proto: onnx.ModelProto, inputs: Mapping[str, Array]) -> list[NDArray]:
-    """The graph's outputs in float64, for float64 `inputs` by name."""
-    evaluator = ReferenceEvaluator(_widened(proto), new_ops=[Conv, MaxPool, GlobalMaxPool])
+def evaluate(proto: onnx.ModelProto, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+    """The graph's outputs in float64, for `inputs` by name (`wide`)."""
+    evaluator = ReferenceEvaluator(_widened(proto), new_ops=[Conv, ConvTranspose, MaxPool, GlobalMaxPool, LRN])
     with np.errstate(all="ignore"):  # a NaN in the outputs is judged by whoever compares them
         outputs = evaluator.run(None, dict(inputs))
     assert isinstance(outputs, list), "the reference evaluator returns a list for a model"
     return outputs
+
+
+def wide(numbers: NDArray) -> NDArray:
+    """An input as the widened graph takes it: floats in float64, whole numbers as they are."""
+    return numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
 
 
 def evaluate_node(node: ir.Node, opset: int, arrays: Sequence[Array | None]) -> Array:
@@ -45,8 +58,28 @@ def evaluate_node(node: ir.Node, opset: int, arrays: Sequence[Array | None]) -> 
     return np.asarray(outputs[0], dtype=np.float64)
 
 
+def compute_node(node: ir.Node, opset: int, arrays: Sequence[NDArray | None]) -> NDArray | None:
+    """One node's only output in its own types, for constant `arrays`; None where the evaluator cannot."""
+    proto = ir.to_proto(node)
+    present = {name: numbers for name, numbers in zip(proto.input, arrays, strict=True) if numbers is not None}
+    try:
+        inputs = [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), None)
+            for name, numbers in present.items()
+        ]
+        output = onnx.helper.make_tensor_value_info(proto.output[0], TensorProto.UNDEFINED, None)
+        graph = onnx.helper.make_graph([proto], "node", inputs, [output])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        with np.errstate(all="ignore"):
+            outputs = ReferenceEvaluator(model).run(None, present)
+    except EVALUATION_ERRORS:
+        return None
+    first = outputs[0] if isinstance(outputs, list) else None
+    return np.asarray(first) if isinstance(first, np.ndarray | np.generic) else None
+
+
 def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with all float32 initialisers, Constant nodes and casts in float64."""
+    """A copy with all floating-point initialisers, Constant nodes and casts in float64."""
     wide = onnx.ModelProto()
     wide.CopyFrom(proto)
     for tensor in wide.graph.initializer:
@@ -55,13 +88,13 @@ def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _widen(attribute.t)
-            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
                 attribute.i = TensorProto.DOUBLE
     return wide
 
 
 def _widen(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT:
+    if tensor.data_type in _NARROW:
         numbers = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
 
@@ -165,3 +198,17 @@ class GlobalMaxPool(OpRun):
 
     def _run(self, x):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class LRN(OpRun):
+    """onnx's own (1.23) takes the batch for the channels."""
+
+    op_domain = ""
+
+    def _run(self, x, alpha=None, beta=None, bias=None, size=None):  # the operator's attributes, by name
+        assert size is not None, "LRN requires size"
+        around = [(0, 0)] * x.ndim
+        around[1] = ((size - 1) // 2, size // 2)
+        squares = np.lib.stride_tricks.sliding_window_view(np.pad(x * x, around), size, axis=1).sum(axis=-1)
+        scale = 1.0 if bias is None else bias
+        return (x / (scale + (1e-4 if alpha is None else alpha) / size * squares) ** (0.75 if beta is None else beta),)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: recent wheels start an upload thread
 
 import onnxruntime as ort
+from onnxruntime import InferenceSession
 from onnxruntime.capi import onnxruntime_pybind11_state as states  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
 from ..errors import InputError
 
-_ERRORS_ONLY = 3
+_SILENT = 4  # fatal messages only: what the runtime refuses, it also raises
 # every status ONNX Runtime turns into a Python exception; they share no base class but Exception
 RUNTIME_ERRORS = (
     states.EPFail,
@@ -22,18 +24,26 @@ RUNTIME_ERRORS = (
     states.InvalidProtobuf,
     states.NoModel,
     states.NoSuchFile,
+    states.NotFound,
     states.NotImplemented,
     states.RuntimeException,
 )
 
 
-def session(model: bytes, what: str, threads: int = 1) -> ort.InferenceSession:
-    """A session on the CPU provider. Raises InputError, naming `what`, when the runtime refuses the model."""
+def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool = True) -> InferenceSession:
+    """A session on the CPU provider. Raises InputError, naming `what`, when the runtime refuses the model.
+
+    `model` is a file's content, or its path where external data belongs to it; not `optimized` runs the graph
+    node by node as it is written.
+    """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = str(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise InputError(f"{what}: ONNX Runtime refuses it: {one_line(error)}; export it again") from error
 

@@ -6,5 +6,7 @@ stats.py     pure functions on samples: the ratio of a pair, its interval over p
 diagnose.py  cautions: what looks wrong in a measurement, each with a remedy
 gate.py      judge a claim such as "compact <= 0.8 * dense" by the whole interval
 costs.py     count multiply-accumulates and parameters of an ONNX graph
+inputs.py    arrays for any model's inputs, seeded or the user's own
+onnxfile.py  read an ONNX file; its external data stays inside its folder
 report/      one assembled record and its small writers
 """

@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import InputError
+from .onnxfile import read, skeleton
 
 Shape = list[int | None]
 Shapes = dict[str, Shape]
@@ -42,10 +43,7 @@ class Costs:
 def load(path: Path | str) -> onnx.ModelProto:
     """Read and check an ONNX file; InputError when it is missing, truncated or something else."""
     try:
-        model = onnx.load(path, format="protobuf")
-        if not model.graph.node:
-            raise InputError(f"{path}: expected an ONNX model, found no graph with nodes; export it again")
-        onnx.checker.check_model(model)
+        model = read(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except DecodeError as error:
@@ -131,8 +129,7 @@ def _is_uncountable(node: onnx.NodeProto) -> bool:
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with batch 1 and all shapes that follow from it; those stored in the file are not trusted."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = skeleton(model)
     del copy.graph.value_info[:]
     weights = {i.name for i in copy.graph.initializer}
     for value in copy.graph.input:

@@ -158,6 +158,8 @@ class _Board:
             "session_config": dict(self.options.session_config),
             "cores": self.cores,
             "seed": self.options.seed,
+            "shapes": {name: list(shape) for name, shape in self.options.shapes.items()},
+            "inputs": None if self.options.inputs is None else str(self.options.inputs.resolve()),
         }
         with _naming(model.name):
             return serve(process, request)

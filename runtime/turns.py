@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import InputError
 from ..records import Facts
@@ -28,7 +29,8 @@ class Options:
 
     `cores` is the mask of every process; None takes as many as there are threads, from the last one down
     (interrupts go to the first). `block_runs` is the least number of counted runs in a turn, fewer only for
-    models so slow that a turn would last over half a second.
+    models so slow that a turn would last over half a second. `shapes` are of open inputs, `inputs` is an npz
+    file with an array for each instead.
     """
 
     threads: int = 1
@@ -39,6 +41,8 @@ class Options:
     dropped_runs: int = 2
     cores: tuple[int, ...] | None = None
     seed: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """One graph pass a file, in place on an onnx_ir model; what a pass returns says what it did.
 
 canonicalize     constants become initialisers, flattening reshapes Flatten nodes, layers get names
+gather_shuffles  a channel shuffle becomes a Gather, for canonicalize                             exact
+fold_constants   what depends on no input, computed once                                          exact
 fold_batchnorm   BatchNormalization into the layer before it                                      exact
 fold_channels    dead channels out of every layer they touch                                      exact
 factorize        the layers of a plan become two convolutions each                                lossy

@@ -1,14 +1,16 @@
 """Bring a graph into the form that the other passes expect.
 
 Requires: a checked model. Ensures: constants are initialisers and no graph inputs, no Identity or Dropout at
-inference, vectors (biases, scales) are not shared between nodes, flattening Reshapes are Flatten nodes, layers
-are named, shapes inferred. Exact. Idempotent.
+inference, vectors (biases, scales) are not shared between nodes, flattening Reshapes are Flatten nodes, others have
+constant shapes where only the batch is open, channel shuffles are Gather nodes, layers are named, shapes inferred.
+Exact. Idempotent.
 """
 
 from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
@@ -18,6 +20,7 @@ from onnx_ir.passes.common import (
 
 from ..graphs import array, input_at, own_input, refresh_shapes, remove_node, sizes
 from ..layers import name_layers
+from .gather_shuffles import gather_shuffles
 
 
 def canonicalize(model: ir.Model) -> None:
@@ -28,9 +31,10 @@ def canonicalize(model: ir.Model) -> None:
         _bypass(node)
         _unshare_vectors(node)
     refresh_shapes(model)
-    flattened = [_flatten(node) for node in list(model.graph)]
-    if any(flattened):
+    changed = [_flatten(node) or _settle(node) for node in list(model.graph)]
+    if any(changed):
         refresh_shapes(model)
+    gather_shuffles(model)
     RemoveUnusedNodesPass()(model)
     name_layers(model)
 
@@ -78,4 +82,19 @@ def _flatten(node: ir.Node) -> bool:
     flatten.outputs[0].shape = output.shape if output.is_graph_output() else None
     node.graph.insert_before(node, flatten)
     remove_node(node, flatten.outputs[0])
+    return True
+
+
+def _settle(node: ir.Node) -> bool:
+    """A shape computed from the batch alone (x.view(x.size(0), …)) is a constant that copies the first axis."""
+    if node.op_type != "Reshape" or node.domain or node.attributes.get_int("allowzero", 0):
+        return False
+    target, before, after = input_at(node, 1), sizes(node.inputs[0]), sizes(node.outputs[0])
+    features = [[size for size in shape[1:] if size is not None] for shape in (before, after)]
+    known = min(len(before), len(after)) > 1 and len(features[0] + features[1]) == len(before) + len(after) - 2
+    if target is None or array(target) is not None or not known or prod(features[0]) != prod(features[1]):
+        return False
+    if not prod(features[0]):
+        return False
+    own_input(node, 1, np.array([0, *features[1]], np.int64), f"{node.name or 'Reshape'}.shape")
     return True

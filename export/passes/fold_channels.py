@@ -1,26 +1,27 @@
 """Take dead channels out of every layer they touch.
 
-Requires: canonical graph, shapes inferred. Ensures: a channel that carries a constant wherever it is read is
-gone, with its filter, bias, normalisation and the readers' slices, and the readers' biases carry its constant.
-Exact: a constant c ≠ 0 in front of zero padding is kept (the border would differ), at least one channel of
-every group stays, and counts are rounded up to `tile` with dead channels. Idempotent.
+Requires: canonical graph, shapes inferred. Ensures: a channel that nobody needs (`liveness`) is gone, with its
+filter, bias, normalisation and the readers' slices, and the readers' biases carry its constant. Exact: a constant
+c ≠ 0 in front of zero padding is kept (the border would differ), at least one channel of every axis stays, groups of
+a convolution stay equally wide, and counts are rounded up to `tile` with dead channels. Idempotent.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import onnx_ir as ir
 
 from ...records import GroupDecision
-from ..constants import Channels, absorbed, channel_constants, of
-from ..coupling import CHANNEL_AXIS, Coupling, Ids, couple
-from ..graphs import array, drop_unused_initializers, input_at, own_input, refresh_shapes, set_array, sizes
-from ..layers import has_padding, is_layer
+from ..constants import Channels, Known, channel_constants
+from ..coupling import Coupling, Ids, Mask, couple
+from ..graphs import add_initializer, array, drop_unused_initializers, input_at, own_input, refresh_shapes, set_array
+from ..kernels import absorbed, bias_vector, out_channels
+from ..layers import is_layer
+from ..liveness import Needs, constants_of, needs
+from ..rounding import rounded
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Group:
 
 
 def fold_channels(model: ir.Model, tile: int = 1) -> dict[str, GroupDecision]:
-    """Fold in place; a decision and a reason for every group of layers, by its first member's name.
+    """Fold in place; a decision and a reason for every layer, alone or in its group, by the first member's name.
 
     Raises ValueError for a tile below 1.
     """
@@ -41,13 +42,15 @@ def fold_channels(model: ir.Model, tile: int = 1) -> dict[str, GroupDecision]:
         raise ValueError(f"expected a tile of at least 1, found {tile}")
     coupling = couple(model.graph)
     known = channel_constants(model.graph, model.opset_imports.get("", 1))
-    groups = _groups(model.graph, coupling)
-    obstacles = _obstacles(coupling, known)
-    removed = _rounded(groups, obstacles, tile)
-    decisions = {group.name: _decide(group, obstacles, removed, tile) for group in groups}
-    if removed:
+    groups, found = _groups(coupling), needs(coupling, known)
+    removed = rounded(coupling, [group.roots for group in groups], found.needed, tile)
+    decisions = {group.name: _decide(group, found, removed, tile) for group in groups}
+    decisions |= {
+        node.name or "": _untouched(node, reason) for node, reason in coupling.declined.items() if is_layer(node)
+    }
+    if removed.any():
         shares = _shares(coupling, known, removed)
-        _slice(model.graph, coupling, removed)
+        _remove(coupling, removed)
         for node, share in shares:
             _add_to_bias(node, share)
         drop_unused_initializers(model.graph)
@@ -55,104 +58,105 @@ def fold_channels(model: ir.Model, tile: int = 1) -> dict[str, GroupDecision]:
     return decisions
 
 
-def _groups(graph: ir.Graph, coupling: Coupling) -> list[_Group]:
-    members: dict[tuple[int, ...], list[str]] = {}
-    for node in graph:
-        if is_layer(node) and (ids := coupling.tracked(node.outputs[0]).get(1)) is not None:
-            members.setdefault(tuple(coupling.roots(ids).tolist()), []).append(node.name or "")
-    return [_Group(names[0], names, np.array(roots, np.intp)) for roots, names in members.items()]
+def _groups(coupling: Coupling) -> list[_Group]:
+    members: dict[bytes, list[ir.Node]] = {}
+    for node, rows in coupling.rows.items():
+        members.setdefault(coupling.roots(rows).tobytes(), []).append(node)
+    return [
+        _Group(nodes[0].name or "", [node.name or "" for node in nodes], coupling.roots(coupling.rows[nodes[0]]))
+        for nodes in members.values()
+    ]
 
 
-def _obstacles(coupling: Coupling, known: Mapping[ir.Value, Channels]) -> dict[int, str]:
-    """Why a class of channels must stay, for every class that must; "" where it is simply alive."""
-    obstacles = coupling.frozen()
-    for read in coupling.reads:
-        channels = of(known, read.value)
-        assert channels is not None, f"value {read.value.name!r} is read but its channels are unknown"
-        for root, constant in zip(coupling.roots(read.ids).tolist(), channels.tolist(), strict=True):
-            if np.isnan(constant):
-                obstacles.setdefault(root, "")
-            elif constant != 0 and has_padding(read.node):
-                obstacles.setdefault(
-                    root, f"a constant {constant:.3g} in front of the zero padding of '{read.node.name}'"
-                )
-    return obstacles
-
-
-def _rounded(groups: list[_Group], obstacles: Mapping[int, str], tile: int) -> set[int]:
-    """Classes to remove: all that nothing keeps, less those that fill a group up to the tile."""
-    removed = {root for group in groups for root in group.roots.tolist() if root not in obstacles}
-    changed = True
-    while changed:
-        changed = False
-        for group in groups:
-            dead = [root for root in group.roots.tolist() if root in removed]
-            live = len(group.roots) - len(dead)
-            target = min(ceil(max(live, 1) / tile) * tile, len(group.roots))
-            changed = changed or target > live
-            removed.difference_update(dead[: target - live])
-    return removed
-
-
-def _decide(group: _Group, obstacles: Mapping[int, str], removed: set[int], tile: int) -> GroupDecision:
-    roots = group.roots.tolist()
+def _decide(group: _Group, found: Needs, removed: Mask, tile: int) -> GroupDecision:
     return GroupDecision(
-        channels=len(roots),
-        kept=[index for index, root in enumerate(roots) if root not in removed],
+        channels=len(group.roots),
+        kept=np.flatnonzero(~removed[group.roots]).tolist(),
         members=group.members,
-        reason=_reason(roots, obstacles, removed, tile),
+        reason=_reason(group.roots, found, removed, tile),
     )
 
 
-def _reason(roots: list[int], obstacles: Mapping[int, str], removed: set[int], tile: int) -> str:
-    gone = sum(root in removed for root in roots)
-    fillers = sum(root not in removed and root not in obstacles for root in roots)
-    held = Counter(obstacles[root] for root in roots if obstacles.get(root))
+def _untouched(node: ir.Node, reason: str) -> GroupDecision:
+    channels = out_channels(node)
+    return GroupDecision(channels=channels, kept=list(range(channels)), members=[node.name or ""], reason=reason)
+
+
+def _reason(roots: Ids, found: Needs, removed: Mask, tile: int) -> str:
+    gone = int(removed[roots].sum())
+    fillers = int((~removed[roots] & ~found.needed[roots]).sum())
+    held = Counter(found.reasons[root] for root in roots.tolist() if root in found.reasons)
     parts = [f"{gone} dead channels folded"] if gone else []
     if fillers:
-        whole = "one channel has to stay" if gone + fillers == len(roots) and tile == 1 else f"the tile is {tile}"
-        parts.append(f"{fillers} dead kept: {whole}")
+        parts.append(f"{fillers} dead kept: {_why_kept(gone, fillers, len(roots), tile)}")
     parts += [f"{count} kept: {reason}" for reason, count in held.items()]
     return "; ".join(parts) or "every channel is alive"
 
 
-def _shares(
-    coupling: Coupling, known: Mapping[ir.Value, Channels], removed: set[int]
-) -> list[tuple[ir.Node, Channels]]:
+def _why_kept(gone: int, fillers: int, channels: int, tile: int) -> str:
+    if tile > 1:
+        return f"the tile is {tile}"
+    whole = gone + fillers == channels and fillers == 1
+    return "one channel has to stay" if whole else "an axis must not be empty, and groups must stay equally wide"
+
+
+def _shares(coupling: Coupling, known: Known, removed: Mask) -> list[tuple[ir.Node, Channels]]:
     """What the removed channels add to each reader's remaining outputs, where it is not zero."""
     shares = []
     for read in coupling.reads:
-        channels = of(known, read.value)
-        assert channels is not None, f"value {read.value.name!r} is read but its channels are unknown"
-        share = absorbed(read.node, np.where(_gone(coupling, read.ids, removed), channels, 0.0))
-        if share.any():
-            outputs = coupling.tracked(read.node.outputs[0])[CHANNEL_AXIS]
-            shares.append((read.node, share[~_gone(coupling, outputs, removed)]))
+        gone = removed[coupling.roots(read.ids)]
+        constants = np.nan_to_num(constants_of(read, known)) * gone
+        if constants.any() and (share := absorbed(read.node, constants)).any():
+            shares.append((read.node, share[~removed[coupling.roots(read.rows)]]))
     return shares
 
 
-def _add_to_bias(node: ir.Node, share: Channels) -> None:
-    bias, weight = array(input_at(node, 2)), array(node.inputs[1])
-    assert weight is not None, f"layer {node.name!r} has no constant weight"
-    total = share if bias is None else bias.astype(np.float64) + share
-    own_input(node, 2, total.astype(weight.dtype), f"{node.name}.bias")
+def _remove(coupling: Coupling, removed: Mask) -> None:
+    """Rewrite what counts or names channels, then cut the removed ones out of every constant."""
 
+    def kept(ids: Ids) -> Mask:
+        return ~removed[coupling.roots(ids)]
 
-def _slice(graph: ir.Graph, coupling: Coupling, removed: set[int]) -> None:
-    """Cut the removed indices out of every constant, and count a depthwise convolution's groups again."""
+    for rewrite in coupling.rewrites:
+        rewrite(kept)
     for value, axes in coupling.values().items():
         numbers = array(value)
         if numbers is None or not value.is_initializer():
             continue
-        for axis, ids in axes.items():
-            numbers = np.compress(~_gone(coupling, ids, removed), numbers, axis=axis)
-        set_array(value, numbers)
-    for node in graph:
-        filters = coupling.tracked(input_at(node, 1)).get(0)
-        groups = node.attributes.get_int("group", 1)
-        if node.op_type == "Conv" and groups > 1 and filters is not None and len(filters) == groups:
-            node.attributes["group"] = ir.AttrInt64("group", sizes(node.inputs[1])[0] or groups)
+        cuts = {axis: kept(ids) for axis, ids in axes.items() if not kept(ids).all()}
+        for axis, mask in cuts.items():
+            numbers = np.compress(mask, numbers, axis=axis)
+        if cuts:
+            set_array(value, numbers)
 
 
-def _gone(coupling: Coupling, ids: Ids, removed: set[int]) -> np.ndarray:
-    return np.isin(coupling.roots(ids), list(removed))
+def _add_to_bias(node: ir.Node, share: Channels) -> None:
+    weight = array(node.inputs[1])
+    assert weight is not None, f"layer {node.name!r} has no constant weight"
+    if node.op_type == "MatMul":
+        _add_behind(node, share.astype(weight.dtype))
+        return
+    bias = bias_vector(node, len(share))
+    assert bias is not None, f"the bias of {node.name!r} is not constant"
+    own_input(node, 2, (bias + share).astype(weight.dtype), f"{node.name}.bias")
+
+
+def _add_behind(node: ir.Node, share: Channels) -> None:
+    """A MatMul has no bias: the Add that follows takes the share, or a new one does."""
+    output, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph), f"node {node.name!r} is in no graph"
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+        place = 1 - uses[0].idx
+        old = array(input_at(uses[0].node, place))
+        if old is not None and old.shape == share.shape:
+            own_input(uses[0].node, place, old + share, f"{node.name}.bias")
+            return
+    add = ir.node("Add", [output, add_initializer(graph, f"{node.name}.bias", share)], name=f"{node.name}.add")
+    result = add.outputs[0]
+    result.name, result.type = f"{output.name}_shifted", output.type
+    if output.is_graph_output():
+        result.shape, result.name, output.name = output.shape, output.name, result.name
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    graph.insert_after(node, add)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rankfold.export.parity import FLOOR, difference, normal_inputs, run
+from rankfold.export.parity import FLOOR, difference, run
 from rankfold.export.reference import evaluate
+from rankfold.runtime.inputs import make_inputs
 
 CONVOLUTIONS = {
     "plain": {"pads": [1, 1, 1, 1]},
@@ -28,7 +29,7 @@ POOLS = {
 
 
 def _agrees(model) -> None:
-    inputs = normal_inputs(model, 2, np.random.default_rng(0))
+    inputs = make_inputs(model, 2, np.random.default_rng(0))
     truth = evaluate(model, {name: numbers.astype(np.float64) for name, numbers in inputs.items()})
     assert truth[0].dtype == np.float64
     relative, _ = difference(run(model.SerializeToString(), inputs), truth)

@@ -10,11 +10,12 @@ import pytest
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export import shrink as shrinking
 from rankfold.export.graphs import array, set_array
-from rankfold.export.parity import difference, normal_inputs, run
+from rankfold.export.parity import difference, run
 from rankfold.export.shrink import prepare_dense, shrink
 from rankfold.files import sha256_of
 from rankfold.records import Plan
 from rankfold.runtime.costs import count
+from rankfold.runtime.inputs import make_inputs
 
 SAME = 1e-5  # float32 sums of a few hundred terms in another order
 
@@ -28,7 +29,7 @@ def dense(tmp_path, chain_case) -> Path:
 
 def _outputs(path: Path, batch: int = 2) -> list[np.ndarray]:
     model = onnx.load(path)
-    return run(model.SerializeToString(), normal_inputs(model, batch, np.random.default_rng(0)))
+    return run(model.SerializeToString(), make_inputs(model, batch, np.random.default_rng(0)))
 
 
 def _scale(value: ir.Value, factor: float) -> None:
