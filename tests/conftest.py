@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A runner started in the background may have been told to ignore Ctrl-C, and the children of the tests with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SOAK = os.environ.get("RANKFOLD_SOAK") == "1"
 ROOT = Path(__file__).resolve().parent.parent
 
