@@ -1,17 +1,18 @@
 """Run a comparison: `python -m rankfold.benchmarks.compare demo --out runs/demo`.
 
-    runs/NAME-sSEED/      each variant's training (resumed if killed, kept if done)
+    runs/NAME/            each variant's training (resumed if killed, kept if done)
     models/NAME.onnx      what was measured; beside it its plan, parity, training record, and what made it
     evaluation.json, bench.json, report.html
 
-With several seeds the models are named NAME-sSEED. `--results FILE.jsonl` appends a row a network, once.
+With several seeds each has such a folder of its own, seed-N. `--results FILE.jsonl` appends a row a network as
+soon as its seed is measured; a seed whose rows are all there is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -21,8 +22,8 @@ from ..records import Bench, ComparisonSpec, Evaluation, Made, Score
 from ..runtime.stats import pairs_wanted
 from ..stages import COMPACT, DENSE, export_run, measure_models, score_models
 from ..terminal import print_bench
-from .networks import Network, config_hash, load_spec, network_name, networks_of
-from .rows import append_rows, rows_of
+from .networks import Network, config_hash, load_spec, networks_of
+from .rows import append_rows, has_rows, rows_of
 from .training import train_all
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ if TYPE_CHECKING:
 
 
 def compare(
-    spec: ComparisonSpec,
+    networks: list[Network],
     out: Path,
     *,
     data: Path | None = None,
-    seeds: Sequence[int] = (0,),
-    jobs: int = 2,
     threads: int = 1,
     pairs: int | None = None,
 ) -> tuple[Bench, Evaluation]:
-    """Train, export, score and measure what `spec` lists; each step is skipped where its result is there."""
-    networks = networks_of(spec, out, seeds)
-    train_all(list({network.job.folder: network.job for network in networks}.values()), data, jobs)
+    """Export, score and measure trained networks of one seed; each step is skipped where its result is there."""
     models = _export_all(networks, out)
     evaluation = _evaluate_all(networks, models, data, out)
     bench = _bench_all(models, out, threads, pairs)
@@ -65,32 +62,40 @@ def main() -> NoReturn:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ..runtime.report import write_report
-
     spec = load_spec(arguments.comparison)
-    for output in (arguments.out / "bench.json", arguments.results):
+    several = len(arguments.seeds) > 1
+    folders = {arguments.out / f"seed-{seed}" if several else arguments.out: seed for seed in arguments.seeds}
+    for output in (*(folder / "bench.json" for folder in folders), arguments.results):
         if output is not None:
             require_writable(output)  # now, not after hours of training
-    bench, evaluation = compare(
-        spec,
-        arguments.out,
-        data=arguments.data,
-        seeds=arguments.seeds,
-        jobs=arguments.jobs,
-        threads=arguments.threads,
-        pairs=arguments.pairs,
-    )
+    todo = {folder: networks_of(spec, folder, seed) for folder, seed in folders.items()}
+    for folder, networks in list(todo.items()):
+        if arguments.results is not None and has_rows(arguments.results, arguments.comparison, networks):
+            print(f"{arguments.results} has every row of seed {folders[folder]}; delete them to measure again")
+            del todo[folder]
+    jobs = {network.job.folder: network.job for networks in todo.values() for network in networks}
+    train_all(list(jobs.values()), arguments.data, arguments.jobs)
+    for folder, networks in todo.items():
+        _measure_and_report(spec, networks, folder, arguments)
+
+
+def _measure_and_report(
+    spec: ComparisonSpec, networks: list[Network], out: Path, arguments: argparse.Namespace
+) -> None:
+    from ..runtime.report import write_report
+
+    bench, evaluation = compare(networks, out, data=arguments.data, threads=arguments.threads, pairs=arguments.pairs)
     if arguments.results is not None:
-        append_rows(arguments.results, rows_of(arguments.comparison, spec, arguments.out, arguments.seeds))
-    compact = network_name(spec.compact, arguments.seeds[0], arguments.seeds)
-    page = write_report(arguments.out, None, compact)
+        append_rows(arguments.results, rows_of(arguments.comparison, networks, out))
+    page = write_report(out, None, spec.compact)
     print_bench(bench)
     print(page)
-    print(answer(spec, bench, evaluation, compact))
+    print(answer(spec, bench, evaluation))
 
 
-def answer(spec: ComparisonSpec, bench: Bench, evaluation: Evaluation, compact: str) -> str:
+def answer(spec: ComparisonSpec, bench: Bench, evaluation: Evaluation) -> str:
     """The headline; CheckFailed where the claim does not hold."""
+    compact = spec.compact
     ratio = next(c for c in bench.comparisons if c.variant == compact)
     test = {score.name: score.value for score in evaluation.scores if score.split == "test"}
     dense = test[bench.variants[0].name]
@@ -120,14 +125,12 @@ def _export_all(networks: list[Network], out: Path) -> dict[str, Path]:
     from ..runtime.costs import count
 
     models: dict[str, Path] = {}
-    exported: dict[tuple[str, int], Path] = {}
     for network in sorted(networks, key=lambda n: n.variant.parameters_of is not None):
         target = out / "models" / f"{network.name}.onnx"
-        exported[network.variant.name, network.job.seed] = target
         models[network.name] = target
         limit = None
         if network.variant.parameters_of is not None:
-            limit = count(exported[network.variant.parameters_of, network.job.seed]).parameters
+            limit = count(models[network.variant.parameters_of]).parameters
         made = Made(config_hash=config_hash(network), parameters=limit)
         if _is_made(target, made, network.job.folder / "train.json"):
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -39,9 +38,13 @@ class Job:
 class Network:
     """One measured network: a variant at one seed."""
 
-    name: str
     variant: VariantSpec
     job: Job
+
+    @property
+    def name(self) -> str:
+        """The variant's name: a comparison folder holds one seed."""
+        return self.variant.name
 
 
 def load_spec(name: str) -> ComparisonSpec:
@@ -57,23 +60,16 @@ def load_spec(name: str) -> ComparisonSpec:
         raise InputError(f"comparison {path}: {first_problem(error)}") from error
 
 
-def networks_of(spec: ComparisonSpec, out: Path, seeds: Sequence[int]) -> list[Network]:
-    """Every variant at every seed, in the order of the spec, seeds outermost; runs lie in `out`/runs."""
+def networks_of(spec: ComparisonSpec, out: Path, seed: int) -> list[Network]:
+    """Every variant at one seed, in the order of the spec; runs lie in `out`/runs."""
     own = {variant.name: variant for variant in spec.variants}
     found = []
-    for seed in seeds:
-        for variant in spec.variants:
-            trained = own[variant.trained_by or variant.name]
-            assert trained.recipe is not None  # ComparisonSpec has checked it
-            folder = out / "runs" / f"{trained.name}-s{seed}"
-            job = Job(trained.name, load_recipe(trained.recipe, trained.changes), seed, folder)
-            found.append(Network(network_name(variant.name, seed, seeds), variant, job))
+    for variant in spec.variants:
+        trained = own[variant.trained_by or variant.name]
+        assert trained.recipe is not None  # ComparisonSpec has checked it
+        recipe = load_recipe(trained.recipe, trained.changes)
+        found.append(Network(variant, Job(trained.name, recipe, seed, out / "runs" / trained.name)))
     return found
-
-
-def network_name(variant: str, seed: int, seeds: Sequence[int]) -> str:
-    """The variant's name, with its seed where there are several."""
-    return variant if len(seeds) == 1 else f"{variant}-s{seed}"
 
 
 def config_hash(network: Network) -> str:

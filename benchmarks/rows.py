@@ -1,4 +1,4 @@
-"""Rows of docs/results/*.jsonl: one measured network each, replaced when it is measured again."""
+"""Rows of docs/results/*.jsonl: one measured network each; what has its row is not done again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic import ValidationError
 
 from ..errors import InputError
 from ..files import write_text
-from ..records import Bench, ComparisonSpec, Evaluation, ResultRow, first_problem
-from .networks import config_hash, networks_of
+from ..records import Bench, Evaluation, ResultRow, first_problem
+from .networks import Network, config_hash
 
 
-def rows_of(comparison: str, spec: ComparisonSpec, out: Path, seeds: Sequence[int]) -> list[ResultRow]:
+def rows_of(comparison: str, networks: Sequence[Network], out: Path) -> list[ResultRow]:
     """One row a network, from the records in a comparison folder."""
     bench, evaluation = Bench.read(out / "bench.json"), Evaluation.read(out / "evaluation.json")
     scores = {(score.name, score.split): score for score in evaluation.scores}
     ratios = {ratio.variant: ratio for ratio in bench.comparisons}
     measured = {variant.name: variant for variant in bench.variants}
     made = []
-    for network in networks_of(spec, out, seeds):
+    for network in networks:
         test, validation = scores[network.name, "test"], scores.get((network.name, "validation"))
         variant, ratio = measured[network.name], ratios.get(network.name)
         made.append(
@@ -48,12 +48,25 @@ def rows_of(comparison: str, spec: ComparisonSpec, out: Path, seeds: Sequence[in
     return made
 
 
+def has_rows(path: Path, comparison: str, networks: Sequence[Network]) -> bool:
+    """Whether every one of the networks was measured before."""
+    known = {_key(row) for row in _read(path)}
+    return all((comparison, config_hash(network), network.job.seed) in known for network in networks)
+
+
 def append_rows(path: Path, new: Sequence[ResultRow]) -> None:
     """Append rows to a JSON-lines file; a row of the same configuration and seed is replaced."""
+    merged = {_key(row): row for row in [*_read(path), *new]}
+    write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))
+
+
+def _key(row: ResultRow) -> tuple[str, str, int]:
+    return row.comparison, row.config_hash, row.seed
+
+
+def _read(path: Path) -> list[ResultRow]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        old = [ResultRow.model_validate_json(line) for line in lines]
+        return [ResultRow.model_validate_json(line) for line in lines]
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error
-    merged = {(row.comparison, row.config_hash, row.seed): row for row in [*old, *new]}
-    write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))

@@ -82,7 +82,7 @@ def _train_one(job: Job, data: Path | None, queue: Queue[tuple[str, int, int, fl
     path = job.folder / CHECKPOINT
     unfinished = path.exists() and not (job.folder / RECORD).exists()
     dataset = datasets.load(job.recipe.data, data)
-    name = f"{job.name}-s{job.seed}"
+    name = f"{job.name}, seed {job.seed}" if job.seed else job.name
     train(
         job.recipe,
         dataset,

@@ -91,12 +91,13 @@ class Layer:
 
     def kill(self, dead: Tensor) -> None:
         """Zero the filters where `dead` (o,) is true, with all that belongs to them: γ, β, bias."""
-        owned = [self.module.weight, self.module.bias]
-        if self.norm is not None:
-            owned += [self.norm.weight, self.norm.bias]
-        for parameter in owned:
-            if parameter is not None:
-                parameter.data[dead] = 0
+        for parameter in self.owned():
+            parameter.data[dead] = 0
+
+    def owned(self) -> list[nn.Parameter]:
+        """What belongs to the filters, row by row: weight, bias, γ and β."""
+        modules = (self.module, self.norm) if self.norm is not None else (self.module,)
+        return [p for module in modules for p in module.parameters(recurse=False)]
 
     def live(self) -> Tensor:
         """Which output channels have a non-zero filter; shape (o,), bool."""

@@ -126,6 +126,7 @@ class CompressionAware:
         self._exempt = tile if tile > 1 else 0
         self._held: dict[str, Held] | None = None
         self._pixels = record_pixels(self.layers)
+        self._optimizer = optimizer
         optimizer.register_step_post_hook(self._count)
 
     # --- the three lines ------------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ class CompressionAware:
             kernel = layer.kernel(self.scale)
             self._held[name] = Held(rank=self._exported(layer, kernel)[1], dead=self._held[name].dead)
             self._project(layer, self._held[name])
+            self._forget_dead(layer)
 
     # --- what one sees --------------------------------------------------------------------------------------
 
@@ -232,7 +234,16 @@ class CompressionAware:
                     self._shrink(layer, self._pending[self._lr_group[layer.name]])
             except DivergedError as error:
                 raise DivergedError(f"layer '{layer.name}', step {self._steps}: {error}") from error
+            self._forget_dead(layer)
         self._pending = [0.0] * len(self._pending)
+
+    def _forget_dead(self, layer: Layer) -> None:
+        """Clear the optimizer's memory of dead filters: a momentum from before would bring them back."""
+        dead = ~layer.live()
+        for parameter in layer.owned():
+            for buffer in self._optimizer.state.get(parameter, {}).values():
+                if isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
+                    buffer[dead] = 0
 
     def _shrink(self, layer: Layer, step_size: float) -> None:
         kernel = layer.kernel(self.scale)

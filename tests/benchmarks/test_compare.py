@@ -133,6 +133,10 @@ def rows(place: Path) -> list[ResultRow]:
     return [ResultRow.model_validate_json(line) for line in (place / "rows.jsonl").read_text().splitlines()]
 
 
+def write_rows(place: Path, rows: list[ResultRow]) -> None:
+    (place / "rows.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+
+
 def test_a_comparison_ends_with_every_record(compared):
     out = compared / "out"
     bench, evaluation = Bench.read(out / "bench.json"), Evaluation.read(out / "evaluation.json")
@@ -142,7 +146,7 @@ def test_a_comparison_ends_with_every_record(compared):
     }
     assert {score.model_sha256 for score in evaluation.scores} == {variant.sha256 for variant in bench.variants}
     assert (out / "report.html").exists()
-    assert {path.name for path in (out / "runs").iterdir()} == {"dense-s0", "compact-s0"}
+    assert {path.name for path in (out / "runs").iterdir()} == {"dense", "compact"}
     assert not list(out.rglob(".*"))
     _, compact, svd = bench.variants
     assert svd.parameters is not None
@@ -153,6 +157,7 @@ def test_a_comparison_ends_with_every_record(compared):
 def test_the_same_again_trains_exports_scores_and_measures_nothing(compared, call, monkeypatch):
     monkeypatch.chdir(compared)
     before, known = times(compared / "out"), rows(compared)
+    write_rows(compared, known[:-1])  # with all its rows it would be skipped as a whole
     code, _, err = call(*OPTIONS)
     assert (code, err) == (0, "")
     after = times(compared / "out")
@@ -162,14 +167,27 @@ def test_the_same_again_trains_exports_scores_and_measures_nothing(compared, cal
     assert [row.variant for row in known] == NAMES
 
 
-def test_a_row_measured_again_replaces_the_old_one(compared, call, monkeypatch):
+def test_a_row_that_is_missing_is_made_and_the_others_stay(compared, call, monkeypatch):
     monkeypatch.chdir(compared)
     true = rows(compared)
-    wrong = [row.model_copy(update={"test_accuracy": 0.5}) for row in true]
     other = true[0].model_copy(update={"seed": 7})
-    (compared / "rows.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in [*wrong, other]))
+    write_rows(compared, [*true[1:], other])
     assert call(*OPTIONS)[0] == 0
-    assert rows(compared) == [*true, other]
+    assert rows(compared) == [*true[1:], other, true[0]]
+    write_rows(compared, true)
+
+
+def test_a_seed_with_all_its_rows_is_not_done_again(compared, call, monkeypatch):
+    monkeypatch.chdir(compared)
+    before = {path.name for path in compared.iterdir()}
+    write_rows(compared, [row.model_copy(update={"seed": seed}) for seed in (0, 3) for row in rows(compared)])
+    code, out, err = call(*OPTIONS[:2], "elsewhere", *OPTIONS[3:], "--seeds", "0", "3")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"rows.jsonl has every row of seed {seed}; delete them to measure again" for seed in (0, 3)
+    ]
+    assert {path.name for path in compared.iterdir()} - before <= {"elsewhere"}
+    assert not list((compared / "elsewhere").rglob("*.*"))
 
 
 def test_a_claim_that_is_missed_is_exit_1(compared, call, monkeypatch):
