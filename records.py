@@ -137,6 +137,7 @@ class RegularizerSpec(Part):
     every: int = Field(default=10, gt=0)
     scale: Literal["folded", "raw"] = "folded"
     relative: bool = False
+    groups: Literal["filter", "coupled"] = "filter"
     start_at: float = Field(default=0.0, ge=0, le=1)
     hold_from: float = Field(default=1.0, ge=0, le=1)
     hold_macs: float | None = Field(default=None, gt=0, le=1)

@@ -28,7 +28,7 @@ from .graphs import is_large, load, serialize, write_into
 from .layers import layers_of
 from .opsets import Target, require_known_opset, retargeted
 from .opsets import target as runtime_named
-from .parity import BATCHES, NoReference, Original, exact_check, float32_original, original, require
+from .parity import BATCHES, NoReference, Original, exact_check, float32_original, original, require, with_one_bound
 from .passes.canonicalize import canonicalize
 from .passes.flush_denormals import flush_denormals
 from .passes.fold_batchnorm import fold_batchnorm
@@ -161,7 +161,8 @@ def _against(truth: Original, what: str) -> str:
 def _originals(source: Path, model: ir.Model, given: Given) -> list[Original]:
     proto = read(source)
     content = source if is_large(model) else proto.SerializeToString()
-    return [_original(content, proto, batch, seed, given) for seed, batch in enumerate(batches(proto, given))]
+    sizes = batches(proto, given)
+    return with_one_bound([_original(content, proto, batch, seed, given) for seed, batch in enumerate(sizes)])
 
 
 def _original(content: bytes | Path, proto: onnx.ModelProto, batch: int, seed: int, given: Given) -> Original:

@@ -20,7 +20,7 @@ from ..records import Parity, ParityCheck, Plan
 from .choose import plan_by_energy
 from .graphs import load, serialize
 from .layers import layers_of
-from .parity import BATCHES, Original, exact_check, lossy_check, not_comparable, original, require
+from .parity import BATCHES, Original, exact_check, lossy_check, not_comparable, original, require, with_one_bound
 from .passes.canonicalize import canonicalize
 from .passes.factorize import factorize
 from .passes.flush_denormals import flush_denormals
@@ -92,7 +92,7 @@ def _opened(path: Path) -> tuple[ir.Model, bytes, list[Original]]:
 
 
 def _originals(model: bytes) -> list[Original]:
-    return [original(model, batch, seed) for seed, batch in enumerate(BATCHES)]
+    return with_one_bound([original(model, batch, seed) for seed, batch in enumerate(BATCHES)])
 
 
 def _fold_batchnorm(model: ir.Model, originals: list[Original]) -> list[ParityCheck]:

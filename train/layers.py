@@ -89,8 +89,8 @@ class Layer:
         weight.copy_(kernel * _by_row(direction, kernel))
         self.norm.weight.data.mul_(ratio)
 
-    def kill(self, dead: Tensor) -> None:
-        """Zero the filters where `dead` (o,) is true, with all that belongs to them: γ, β, bias."""
+    def kill(self, dead: list[int]) -> None:
+        """Zero these filters with all that belongs to them: γ, β, bias."""
         for parameter in self.owned():
             parameter.data[dead] = 0
 
@@ -98,6 +98,12 @@ class Layer:
         """What belongs to the filters, row by row: weight, bias, γ and β."""
         modules = (self.module, self.norm) if self.norm is not None else (self.module,)
         return [p for module in modules for p in module.parameters(recurse=False)]
+
+    def is_silenced(self) -> bool:
+        """Whether a filter that is not zero has γ = 0: one that has not begun to learn looks dead."""
+        if self.norm is None:
+            return False
+        return bool(((self.norm.weight.detach() == 0) & (_row_norms(self.module.weight.detach()) > 0)).any())
 
     def live(self) -> Tensor:
         """Which output channels have a non-zero filter; shape (o,), bool."""

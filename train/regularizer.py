@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..export.forms import FORMS, KernelShape, kernel_shape
 from ..records import FormName, LayerSummary
+from .groups import Family, coupled_families, filter_families
 from .layers import (
     Layer,
     Scale,
@@ -60,6 +62,8 @@ class CompressionAware:
     low_rank   τ, per unit of step size.
     group      λ. A group is a filter with its BatchNorm scale and shift (or its bias); it becomes exactly zero.
                The layers whose output leaves the model have no groups.
+    groups     'filter': each filter alone. 'coupled': filters that live and die together (those that a residual
+               add joins, say) are one group, found in the graph that `example_input` (n×…) is exported with.
     alpha      share of elementwise sparsity inside the groups; it raises the rank again, so 0 where τ > 0.
     form       how kernels are matricised (`export.forms`); pointwise kernels and linear layers are o×i.
     every      optimizer steps between proximal steps; thresholds use the sum of the step sizes since the last.
@@ -92,6 +96,7 @@ class CompressionAware:
         scale: Scale = "folded",
         relative: bool = False,
         groups: Literal["filter", "coupled"] = "filter",
+        example_input: Tensor | None = None,
         start_at: int = 0,
         hold_at: int | None = None,
         hold_macs: float | None = None,
@@ -101,8 +106,10 @@ class CompressionAware:
         low_rank_factors: Mapping[str, float] | None = None,
         group_factors: Mapping[str, float] | None = None,
     ) -> None:
-        if groups == "coupled":
-            raise InputError("groups='coupled' needs the coupling walk, which is not there yet; use groups='filter'")
+        if groups not in ("filter", "coupled"):
+            raise InputError(f"unknown groups '{groups}'; use 'filter' or 'coupled'")
+        if groups == "coupled" and example_input is None:
+            raise InputError("groups='coupled' needs an example_input, to follow the channels through the model")
         if form not in FORMS:
             raise InputError(f"unknown form '{form}'; use one of {', '.join(FORMS)}")
         for name, value in (("low_rank", low_rank), ("group", group)):
@@ -120,6 +127,17 @@ class CompressionAware:
         self._tau = strengths(self.layers, low_rank, low_rank_factors or {})
         grouped = {name: layer for name, layer in self.layers.items() if layer.has_groups}
         self._lambda = dict.fromkeys(self.layers, 0.0) | strengths(grouped, group, group_factors or {})
+        silenced = [name for name, layer in self.layers.items() if layer.has_groups and layer.is_silenced()]
+        if silenced and start_at == 0:
+            raise InputError(
+                f"the BatchNorm of layer '{silenced[0]}' starts at γ = 0, so its filters look dead; give start_at, "
+                "or initialise γ otherwise"
+            )
+        if groups == "coupled" and group > 0:
+            assert example_input is not None
+            self._families = coupled_families(model, self.layers, example_input)
+        else:
+            self._families = filter_families(self.layers.values())
         self._lr_group = parameter_groups(optimizer, self.layers)
         self._pending = [0.0] * len(optimizer.param_groups)
         self._steps = 0
@@ -149,16 +167,14 @@ class CompressionAware:
     @torch.no_grad()
     def hold(self) -> None:
         """Release the strengths and keep, from now on, the structure reached: ranks and live filters."""
+        for family in self._families:
+            family.kill(self._dead_at_hold(family), self._optimizer)
         self._held = {}
         for name, layer in self.layers.items():
-            dead = self._dead_at_hold(layer)
-            layer.kill(dead)
-            self._held[name] = Held(rank=None, dead=dead.nonzero().flatten().tolist())
-        for name, layer in self.layers.items():
-            kernel = layer.kernel(self.scale)
-            self._held[name] = Held(rank=self._exported(layer, kernel)[1], dead=self._held[name].dead)
-            self._project(layer, self._held[name])
-            self._forget_dead(layer)
+            rank = self._exported(layer, layer.kernel(self.scale))[1]
+            dead = (~layer.live()).nonzero().flatten().tolist() if layer.has_groups else []
+            self._held[name] = Held(rank, dead)
+        self._act()
 
     # --- what one sees --------------------------------------------------------------------------------------
 
@@ -170,9 +186,9 @@ class CompressionAware:
             kernel = layer.kernel(self.scale)
             if self._tau[layer.name] and (form := layer.form):
                 total += self._tau[layer.name] * nuclear_norm(matricize(form, kernel))
-            if self._lambda[layer.name]:
-                groups = layer.group_rows(kernel)
-                total += self._lambda[layer.name] * sparse_group_norm(groups, self.alpha, groups.shape[1])
+        for family in self._families:
+            rows = family.rows(self._kernels(family))
+            total += self._strength(family) * sparse_group_norm(rows, self.alpha, rows.shape[1])
         return total
 
     @torch.no_grad()
@@ -231,58 +247,67 @@ class CompressionAware:
                 if self._held is not None:
                     self._project(layer, self._held[layer.name])
                 else:
-                    self._shrink(layer, self._pending[self._lr_group[layer.name]])
+                    self._shrink_rank(layer)
             except DivergedError as error:
                 raise DivergedError(f"layer '{layer.name}', step {self._steps}: {error}") from error
-            self._forget_dead(layer)
+        for family in self._families:
+            if self._held is None:
+                self._shrink_groups(family)
+            family.kill(~family.live(), self._optimizer)
         self._pending = [0.0] * len(self._pending)
 
-    def _forget_dead(self, layer: Layer) -> None:
-        """Clear the optimizer's memory of dead filters: a momentum from before would bring them back."""
-        dead = ~layer.live()
-        for parameter in layer.owned():
-            for buffer in self._optimizer.state.get(parameter, {}).values():
-                if isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
-                    buffer[dead] = 0
-
-    def _shrink(self, layer: Layer, step_size: float) -> None:
-        kernel = layer.kernel(self.scale)
-        if self._tau[layer.name] and (form := layer.form):
+    def _shrink_rank(self, layer: Layer) -> None:
+        kernel, form = layer.kernel(self.scale), layer.form
+        if self._tau[layer.name] and form:
             matrix = matricize(form, kernel)
-            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix, step_size), self._exempt)
+            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix), self._exempt)
             kernel = tensorize(form, shrunk, kernel)
-        if self._lambda[layer.name]:
-            strength = step_size * self._lambda[layer.name]
-            groups = layer.group_rows(kernel)
-            if self.relative:
-                rows = sparse_group_prox(groups, strength * _mean_live_norm(groups), self.alpha, 1, self._exempt)
-            else:
-                rows = sparse_group_prox(groups, strength, self.alpha, groups.shape[1], self._exempt)
-            kernel = layer.write_group_rows(rows)
         layer.write(kernel, self.scale)
-        if layer.has_groups:
-            layer.kill(~layer.live())
 
-    def _threshold(self, layer: Layer, matrix: Tensor, step_size: float) -> float:
+    def _shrink_groups(self, family: Family) -> None:
+        strength = self._strength(family) * self._step_size(family.members[0][0])
+        if not strength:
+            return
+        kernels = self._kernels(family)
+        rows = family.rows(kernels)
+        if self.relative:
+            shrunk = sparse_group_prox(rows, strength * _mean_live_norm(rows), self.alpha, 1, self._exempt)
+        else:
+            shrunk = sparse_group_prox(rows, strength, self.alpha, rows.shape[1], self._exempt)
+        family.write(shrunk, kernels)
+        for layer, _ in family.members:
+            layer.write(kernels[layer.name], self.scale)
+
+    def _kernels(self, family: Family) -> dict[str, Tensor]:
+        return {layer.name: layer.kernel(self.scale) for layer, _ in family.members}
+
+    def _strength(self, family: Family) -> float:
+        """λ of the family: the mean of its layers'."""
+        return fmean(self._lambda[layer.name] for layer, _ in family.members)
+
+    def _step_size(self, layer: Layer) -> float:
+        return self._pending[self._lr_group[layer.name]]
+
+    def _threshold(self, layer: Layer, matrix: Tensor) -> float:
         unit = float(torch.linalg.matrix_norm(matrix, 2)) if self.relative else 1.0
-        return step_size * self._tau[layer.name] * unit
+        return self._step_size(layer) * self._tau[layer.name] * unit
 
     # --- holding --------------------------------------------------------------------------------------------
 
     def _project(self, layer: Layer, held: Held) -> None:
-        layer.kill(torch.tensor(held.dead, dtype=torch.long))
+        layer.kill(held.dead)
         kernel = layer.kernel(self.scale)
         form = layer.form
         if held.rank is not None and form is not None:
             kernel = tensorize(form, truncate_rank(matricize(form, kernel), held.rank), kernel)
         layer.write(kernel, self.scale)
 
-    def _dead_at_hold(self, layer: Layer) -> Tensor:
-        """The dead filters, and the weakest of those above the nearest multiple of the tile."""
-        live = layer.live()
-        if not self._lambda[layer.name]:
+    def _dead_at_hold(self, family: Family) -> Tensor:
+        """The dead groups, and the weakest of those above the nearest multiple of the tile."""
+        live = family.live()
+        if not self._strength(family):
             return torch.zeros_like(live)
-        norms = torch.linalg.vector_norm(layer.group_rows(layer.kernel(self.scale)), dim=1)
+        norms = torch.linalg.vector_norm(family.rows(self._kernels(family)), dim=1)
         kept = min(int(live.sum()), _nearest_multiple(int(live.sum()), self.tile))
         strongest = torch.argsort(torch.where(live, norms, -1.0), descending=True, stable=True)[: max(1, kept)]
         dead = torch.ones_like(live)

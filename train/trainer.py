@@ -106,7 +106,7 @@ def train(
         nesterov=spec.momentum > 0,
     )
     scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
-    regularizer = _regularizer(recipe, model, optimizer, steps)
+    regularizer = _regularizer(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
     run = Run()
 
     path = run_dir / CHECKPOINT
@@ -237,7 +237,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _regularizer(
-    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, example: Tensor
 ) -> CompressionAware | None:
     spec = recipe.regularizer
     if spec is None:
@@ -252,6 +252,8 @@ def _regularizer(
         every=spec.every,
         scale=spec.scale,
         relative=spec.relative,
+        groups=spec.groups,
+        example_input=example,
         start_at=round(spec.start_at * steps),
         hold_at=round(spec.hold_from * steps) if spec.hold_from < 1 else None,
         hold_macs=spec.hold_macs,

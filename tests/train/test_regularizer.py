@@ -107,6 +107,21 @@ def test_a_dead_group_takes_its_batchnorm_along():
     assert (model.conv2.weight[~dead].flatten(1).norm(dim=1) > 0).all()
 
 
+def test_a_momentum_from_before_does_not_bring_a_dead_filter_back():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    regularizer = CompressionAware(model, optimizer, group=0.4, every=5)
+    for _ in range(5):
+        train_step(model, optimizer)
+        regularizer.step()
+    dead = ~regularizer.layers["conv2"].live()
+    assert dead.any()
+    for _ in range(3):  # no step is due
+        train_step(model, optimizer)
+        regularizer.step()
+    assert torch.equal(~regularizer.layers["conv2"].live(), dead)
+
+
 def test_the_layer_that_makes_the_output_has_no_groups():
     model = network()
     optimizer = sgd(model)
@@ -121,7 +136,7 @@ def test_weights_behind_dead_channels_count_for_no_rank():
     model = network()
     optimizer = sgd(model)
     regularizer = CompressionAware(model, optimizer, low_rank=1e-6, every=1)
-    regularizer.layers["conv1"].kill(torch.arange(8) >= 2)
+    regularizer.layers["conv1"].kill([2, 3, 4, 5, 6, 7])
     idle_steps(model, optimizer, regularizer, 1)
     assert (model.conv2.weight[:, 2:] == 0).all()
     assert next(row for row in regularizer.summary() if row.name == "conv2").rank <= 6
@@ -249,7 +264,7 @@ class Untraceable(nn.Module):
     [
         ({"low_rank": -1.0}, "low_rank must be 0 or more, found -1.0"),
         ({"form": "tensor-train"}, "unknown form 'tensor-train'; use one of channel"),
-        ({"groups": "coupled"}, "not there yet"),
+        ({"groups": "channel"}, "unknown groups 'channel'; use 'filter' or 'coupled'"),
         ({"skip": ("conv9",)}, "skip names no layer 'conv9'; the layers are conv1"),
         ({"group_factors": {"fc": 2.0}}, "factors name no layer 'fc'"),
         ({"every": 0}, "every and tile must be 1 or more"),
@@ -269,5 +284,10 @@ def test_other_bad_models_are_refused():
         CompressionAware(Untraceable(), sgd(Untraceable()))
     with pytest.raises(InputError, match="has no Conv1d, Conv2d or Linear layer"):
         CompressionAware(nn.ReLU(), sgd(nn.Linear(1, 1)))
+    unborn = network()
+    nn.init.zeros_(unborn.bn2.weight)
+    with pytest.raises(InputError, match="layer 'conv2' starts at γ = 0, so its filters look dead; give start_at"):
+        CompressionAware(unborn, sgd(unborn))
+    CompressionAware(unborn, sgd(unborn), start_at=5)
     with pytest.raises(InputError, match="rankfold export"):
         CompressionAware(model, sgd(model)).compact()
