@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from .decompose import energy_of_ranks, numerical_rank, rank_of_share, singular_
 from .forms import FORMS, Form, resolve
 from .graphs import array
 from .layers import Layer, layers_of
+from .tile import up_to_tile
 
 _LEAST_ENERGY = 1e-9  # no more than rank 1 anywhere
 
@@ -92,7 +92,7 @@ def _spectrum(layer: Layer, form_name: str) -> _Spectrum:
 def _rank(spectrum: _Spectrum, energy: float, tile: int) -> int:
     """By energy, never above the numerical rank, rounded up to the tile but not above the full rank."""
     exact = min(rank_of_share(spectrum.energies, energy), spectrum.useful)
-    return min(ceil(exact / tile) * tile, spectrum.full)
+    return min(up_to_tile(exact, tile), spectrum.full)
 
 
 def _saves(spectrum: _Spectrum, rank: int) -> bool:

@@ -6,11 +6,11 @@ Each rule gives channels back until it holds; as they only ever come back, a rou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 
 from .coupling import Coupling, Ids, Mask
+from .tile import up_to_tile
 
 
 def rounded(coupling: Coupling, widths: Sequence[Ids], needed: Mask, tile: int) -> Mask:
@@ -46,7 +46,7 @@ def _balance(block: Ids, removed: Mask) -> None:
 
 def _fill(width: Ids, removed: Mask, tile: int) -> None:
     live = int((~removed[width]).sum())
-    _give_back(width, removed, min(ceil(max(live, 1) / tile) * tile, len(width)))
+    _give_back(width, removed, min(up_to_tile(max(live, 1), tile), len(width)))
 
 
 def _give_back(classes: Ids, removed: Mask, target: int) -> None:

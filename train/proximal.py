@@ -32,14 +32,6 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return left.to(matrix), values.to(matrix), right.to(matrix)
 
 
-def numerical_rank(singular_values: Tensor, shape: tuple[int, int]) -> int:
-    """Number of σ above max(m, n)·eps·σ₁ (numpy's and MATLAB's rule), eps that of the dtype."""
-    if singular_values.numel() == 0:
-        return 0
-    threshold = max(shape) * torch.finfo(singular_values.dtype).eps * singular_values[0]
-    return int((singular_values > threshold).sum())
-
-
 def nuclear_norm_prox(matrix: Tensor, threshold: float, exempt: int = 0) -> Tensor:
     """argmin_X ½‖X − matrix‖² + threshold·‖X‖_*: every singular value falls by `threshold`, not below 0.
 

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..export.decompose import energy_of_ranks, numerical_rank, rank_of_share
 from ..export.forms import FORMS, KernelShape, kernel_shape
+from ..export.tile import nearest_tile, up_to_tile
 from ..records import FormName, LayerSummary
 from .groups import Family, coupled_families, filter_families
 from .layers import (
@@ -40,7 +42,6 @@ from .proximal import (
     DivergedError,
     nuclear_norm,
     nuclear_norm_prox,
-    numerical_rank,
     sparse_group_norm,
     sparse_group_prox,
     svd,
@@ -308,7 +309,7 @@ class CompressionAware:
         if not self._strength(family):
             return torch.zeros_like(live)
         norms = torch.linalg.vector_norm(family.rows(self._kernels(family)), dim=1)
-        kept = min(int(live.sum()), _nearest_multiple(int(live.sum()), self.tile))
+        kept = min(int(live.sum()), nearest_tile(int(live.sum()), self.tile))
         strongest = torch.argsort(torch.where(live, norms, -1.0), descending=True, stable=True)[: max(1, kept)]
         dead = torch.ones_like(live)
         dead[strongest] = False
@@ -319,22 +320,21 @@ class CompressionAware:
         nearest multiple of the tile; None where factors do not pay.
         """
         outputs, inputs, height, width = kernel_shape(kernel.shape)
-        outputs = min(outputs, _up_to_multiple(int(layer.live().sum()), self.tile))
-        inputs = min(inputs, _up_to_multiple(_live_inputs(kernel), self.tile))
+        outputs = min(outputs, up_to_tile(int(layer.live().sum()), self.tile))
+        inputs = min(inputs, up_to_tile(_live_inputs(kernel), self.tile))
         shape = (outputs, inputs, height, width)
         form = layer.form
         if not self._tau[layer.name] or form is None:
             return shape, None
-        rank = _nearest_multiple(self._rank(matricize(form, kernel))[0], self.tile)
+        rank = nearest_tile(self._rank(matricize(form, kernel))[0], self.tile)
         return shape, rank if form.parameters(shape, rank) < math.prod(shape) else None
 
     def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
         """(rank kept at `energy`, full rank, share of Σσ kept)."""
-        values = svd(matrix)[1]
-        rank = max(1, numerical_rank(values, (matrix.shape[0], matrix.shape[1])))
-        shares = values.cumsum(0) / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        values = svd(matrix)[1].double().cpu().numpy()
+        rank, shares = max(1, numerical_rank(values, matrix.shape)), energy_of_ranks(values)
         if self.energy < 1:
-            rank = min(rank, int((shares < self.energy).sum()) + 1)
+            rank = min(rank, rank_of_share(shares, self.energy))
         return rank, len(values), float(shares[rank - 1])
 
     def _summarize(self, layer: Layer) -> LayerSummary:
@@ -360,11 +360,3 @@ def _mean_live_norm(groups: Tensor) -> float:
 
 def _live_inputs(kernel: Tensor) -> int:
     return max(1, int((kernel.transpose(0, 1).flatten(1).abs().amax(dim=1) > 0).sum()))
-
-
-def _nearest_multiple(number: int, tile: int) -> int:
-    return max(tile, (number + tile // 2) // tile * tile)
-
-
-def _up_to_multiple(number: int, tile: int) -> int:
-    return -(-number // tile) * tile

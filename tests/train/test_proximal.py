@@ -9,7 +9,6 @@ from rankfold.train.proximal import (
     DivergedError,
     nuclear_norm,
     nuclear_norm_prox,
-    numerical_rank,
     soft_threshold,
     sparse_group_norm,
     sparse_group_prox,
@@ -93,12 +92,6 @@ def test_truncation_meets_eckart_young(rank):
     given = matrix(7, 5, 9)
     error = float(torch.linalg.matrix_norm(given - truncate_rank(given, rank)))
     assert error == pytest.approx(float(svd(given)[1][rank:].square().sum().sqrt()), abs=EXACT)
-
-
-def test_numerical_rank_ignores_rounding():
-    low = (matrix(30, 4, 1) @ matrix(4, 20, 2)).float()
-    assert numerical_rank(svd(low)[1], (30, 20)) == 4
-    assert numerical_rank(torch.zeros(3), (3, 3)) == 0
 
 
 def test_nan_is_refused():

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 from rankfold.errors import InputError
-from rankfold.files import sha256_of
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, data
 from rankfold.train.recipe import load_recipe
@@ -83,7 +82,8 @@ def test_resuming_from_any_step_is_exact(tmp_path, glyphs, stop_at):
 
 def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
     recipe = tmp_path / "tiny.toml"
-    recipe.write_text(toml().replace("steps = 30", "steps = 200"))
+    moments = counts(3, 20)
+    recipe.write_text(toml().replace("steps = 30", f"steps = {100 * moments}"))
 
     def start(folder, *options):
         command = [sys.executable, "-m", "rankfold", "train", str(recipe), "--out", str(folder), "--threads", "1"]
@@ -93,7 +93,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
     assert whole.wait(RUN_LIMIT_S) == 0
     rng = random.Random(KILL_SEED)
     kills = 0
-    for _ in range(counts(3, 20)):
+    for _ in range(moments):
         child = start(tmp_path / "cut", "--resume")
         until = time.monotonic() + RUN_LIMIT_S
         path = tmp_path / "cut" / CHECKPOINT
@@ -107,9 +107,8 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
         checkpoint.load(path)  # whole, whenever it was killed
     last = start(tmp_path / "cut", "--resume")
     assert last.wait(RUN_LIMIT_S) == 0
-    assert kills > 0
+    assert kills == moments
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    assert sha256_of(tmp_path / "cut" / CHECKPOINT)
 
 
 def test_resume_refuses_another_recipe_or_seed(tmp_path, glyphs):
