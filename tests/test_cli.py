@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import rankfold.stages
 import typer
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+
+import rankfold.stages
 from rankfold.cli import app, main
 from rankfold.files import sha256_of
 from rankfold.records import Bench, Evaluation, Parity, Plan, TrainRecord
 from rankfold.train import checkpoint
-from safetensors.torch import save_file
 
 from .making import Maker
 from .train.recipes import toml

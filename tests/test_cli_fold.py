@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from rankfold.records import ModelScore, Parity, Plan
 
 from .export.conftest import chain

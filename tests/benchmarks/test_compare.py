@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from rankfold.benchmarks.compare import main
 from rankfold.records import Bench, Evaluation, ResultRow
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+
 from rankfold.devices import board
 from rankfold.devices.local import BOARD, LocalTransport
 from rankfold.devices.probe import TILE_MODEL

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from rankfold.devices import card
 from rankfold.errors import InputError
 

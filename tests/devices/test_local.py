@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rankfold.devices import local, probe
 from rankfold.devices.local import BOARD, LocalProcess, LocalTransport
 from rankfold.errors import DeviceError

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import pytest
 from onnx import TensorProto, helper
+
 from rankfold.devices import card, probe
 from rankfold.devices.local import LocalTransport
 from rankfold.errors import DeviceError

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+
 from rankfold.devices.transport import Session, checked, serve, time_block
 from rankfold.errors import DeviceError, InputError
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from rankfold.export.parity import Original, exact_check, original
 
 from .nets import DEAD, Net

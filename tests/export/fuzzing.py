@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import onnx
-import rankfold.export.fold  # noqa: F401 (before the first fork, so that no child imports it again)
 from mutations import LIMIT_S, MEMORY_BYTES, mutated  # pyright: ignore[reportMissingImports] (beside this file)
+
+import rankfold.export.fold  # noqa: F401 (before the first fork, so that no child imports it again)
 from rankfold.errors import RankfoldError
 from rankfold.export.guard import guarded
 from rankfold.export.parity import difference, float32_original, run

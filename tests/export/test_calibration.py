@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export.calibration import Preprocess, load
 from rankfold.export.evaluate import wilson

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
+
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export.choose import plan_by_energy
 from rankfold.export.passes.canonicalize import canonicalize

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from rankfold.devices.local import LocalTransport
 from rankfold.devices.probe import facts
 from rankfold.errors import InputError

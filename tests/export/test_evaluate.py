@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from scipy.stats import norm
+
 from rankfold.errors import InputError
 from rankfold.export.evaluate import score, wilson
 from rankfold.files import sha256_of
-from scipy.stats import norm
 
 SHAPE = (3, 12, 10)
 FACTS = {"data": "noise", "split": "test", "seed": 3, "name": "chain"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export import fold as folding
 from rankfold.export import graphs

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from rankfold.export.decompose import Factors
 from rankfold.export.forms import FORMS, Pixels, dense_macs, kernel_shape, resolve
 

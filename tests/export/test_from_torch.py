@@ -4,13 +4,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+
 from rankfold.errors import CheckFailed
 
 torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
 from rankfold.export import from_torch  # noqa: E402
 from rankfold.export.from_torch import NEW, OLD, to_onnx  # noqa: E402
 from rankfold.export.shrink import shrink  # noqa: E402
-from torch import nn  # noqa: E402
 
 CLOSE = 1e-5  # float32 sums of a few hundred terms in another order
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from rankfold.errors import InputError
 from rankfold.export.fold import tidy
 from rankfold.export.footprint import total_bytes

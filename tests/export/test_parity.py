@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export.parity import difference, exact_check, lossy_check, original, require
 

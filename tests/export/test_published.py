@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 import onnx
 import onnx_ir as ir
 import torch
+
 from rankfold.export.from_torch import to_onnx
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm

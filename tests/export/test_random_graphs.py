@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import pytest
+
 from rankfold.export.coupling import couple
 from rankfold.export.graphs import serialize
 from rankfold.export.parity import BATCHES, exact_check, original, with_one_bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from rankfold.export.parity import FLOOR, difference, run
 from rankfold.export.reference import evaluate
 from rankfold.runtime.inputs import make_inputs

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export import shrink as shrinking
 from rankfold.export.graphs import array, set_array

@@ -8,6 +8,7 @@ import sys
 import onnx
 import onnx_ir as ir
 import pytest
+
 from rankfold.export.graphs import serialize
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from rankfold.records import Bench, Block, Context, Facts, Launch, Pair, Variant, Weather
 from rankfold.runtime.measure import compare
 from rankfold.runtime.turns import mirrored_order

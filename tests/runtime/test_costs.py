@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from rankfold.errors import InputError
 from rankfold.runtime import costs
 from rankfold.runtime.costs import Costs, LayerCost

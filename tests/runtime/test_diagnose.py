@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from rankfold.records import Bench, CpuFacts, Weather
 from rankfold.runtime.diagnose import diagnose
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rankfold.errors import CheckFailed, Inconclusive, InputError
 from rankfold.records import Bench, Comparison
 from rankfold.runtime.gate import Gate, judge, parse

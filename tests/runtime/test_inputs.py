@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
 from rankfold.errors import InputError
 from rankfold.runtime.inputs import (
     Given,

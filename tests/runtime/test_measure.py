@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
 from rankfold.devices.card import find
 from rankfold.devices.local import LocalProcess, LocalTransport
 from rankfold.errors import DeviceError, InputError

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+
 from rankfold.errors import InputError
 from rankfold.runtime import onnxfile
 from rankfold.runtime.onnxfile import has_external, read

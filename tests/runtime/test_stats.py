@@ -8,6 +8,7 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 import pytest
+
 from rankfold.records import Block, Pair
 from rankfold.runtime import stats
 from rankfold.runtime.turns import mirrored_order

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rankfold.errors import InputError
 from rankfold.runtime.turns import Options, checked_pairs, choose_cores, choose_turns, mirrored_order
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from rankfold.errors import InputError
 from rankfold.records import DataSpec
 from rankfold.train import data

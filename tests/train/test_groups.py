@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from rankfold.errors import InputError
 from rankfold.export.from_torch import to_onnx
 from rankfold.export.shrink import shrink
@@ -13,7 +15,6 @@ from rankfold.records import ModelSpec
 from rankfold.train.models import build
 from rankfold.train.proximal import sparse_group_prox
 from rankfold.train.regularizer import CompressionAware
-from torch import nn
 
 CLOSE = 1e-4  # float32 norms near 1, written back through a division
 IMAGES = torch.zeros(2, 3, 16, 16)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from rankfold.errors import InputError
 from rankfold.records import ModelSpec
 from rankfold.train.models import build
-from torch import nn
 
 
 def macs(model: nn.Module, channels: int, size: int) -> int:

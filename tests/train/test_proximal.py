@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+
 from rankfold.train.proximal import (
     DivergedError,
     nuclear_norm,
@@ -15,7 +17,6 @@ from rankfold.train.proximal import (
     svd,
     truncate_rank,
 )
-from scipy.optimize import minimize
 
 EXACT = 1e-9  # float64: a handful of roundings on numbers near 1
 OPTIMISER = 1e-4  # what L-BFGS reaches on a smoothed objective

@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from rankfold.errors import InputError
 from rankfold.train.proximal import nuclear_norm_prox, svd
 from rankfold.train.regularizer import CompressionAware
-from torch import nn
 
 CLOSE = 1e-4  # float32 SVDs of matrices with norms near 1, written back through a division
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+
 from rankfold.errors import InputError
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, data

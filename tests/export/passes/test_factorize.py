@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
+
 from rankfold.errors import InputError
 from rankfold.export.forms import FORMS, resolve
 from rankfold.export.layers import layers_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from rankfold.export.graphs import array, serialize
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.flush_denormals import flush_denormals

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+
 from rankfold.runtime.report import write_report
 
 from . import samples

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rankfold.errors import InputError
 from rankfold.records import Evaluation, Parity
 from rankfold.runtime.report import write_report

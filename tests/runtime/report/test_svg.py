@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+
 from rankfold.records import Comparison
 from rankfold.runtime.report.svg import Box, Scale, element, linear_ticks, log_ticks, place_labels, scale, shorten
 from rankfold.runtime.report.units import aligned, milliseconds, quantity, ratio_interval
