@@ -146,6 +146,7 @@ def export(
 # --- any ONNX file ------------------------------------------------------------------------------------------
 
 app.command(epilog=onnx_commands.FOLD_EXAMPLES)(onnx_commands.fold)
+app.command(epilog=onnx_commands.COMPRESS_EXAMPLES)(onnx_commands.compress)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 

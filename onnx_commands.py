@@ -11,7 +11,7 @@ import typer
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .records import ModelScore
+    from .records import ModelScore, Plan
 
 Split = Literal["validation", "test"]
 Source = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
@@ -24,6 +24,15 @@ LimitOption = Annotated[float, typer.Option("--limit-s", min=1, help="Give up af
 MemoryOption = Annotated[
     float | None, typer.Option("--memory-gb", min=0.5, help="Give up above it.  [default: 80 % of this machine's]")
 ]
+MeanOption = Annotated[str, typer.Option(help="Of pixels from 0 to 1, a number a channel.")]
+StdOption = Annotated[str, typer.Option(help="Pixels are divided by it, a number a channel.")]
+SizeOption = Annotated[str | None, typer.Option(help="Height x width.  [default: the model's]")]
+CropOption = Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the centre square kept.")]
+ColorsOption = Annotated[Literal["rgb", "bgr"], typer.Option(help="Order of the channels.")]
+LayoutOption = Annotated[Literal["nchw", "nhwc"], typer.Option(help="Order of the axes.")]
+TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")]
+TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
+CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
 
 FOLD_EXAMPLES = (
     "Examples:  [bold]rankfold fold detector.onnx -o small.onnx --shape images:1x3x640x640[/]   "
@@ -40,13 +49,19 @@ EVALUATE_EXAMPLES = (
     "[bold]rankfold evaluate small.onnx --metric 'python eval.py {model}'[/]"
 )
 
+COMPRESS_EXAMPLES = (
+    "Examples:  [bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --plan small.plan.json --data images/[/]"
+)
+
 
 def fold(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded file; its records lie beside it.")],
     device: DeviceOption = "host",
-    tile: Annotated[str, typer.Option(help="Round channel counts up to this; auto: the device's.")] = "auto",
-    target_ort: Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")] = None,
+    tile: TileOption = "auto",
+    target_ort: TargetOption = None,
     shape: ShapeOption = None,
     inputs: InputsOption = None,
     limit_s: LimitOption = 1800.0,
@@ -74,6 +89,82 @@ def fold(
     print(f"largest relative error {worst.relative:.1e} (allowed {worst.bound or 0:.1e})")
 
 
+def compress(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The small file; its records lie beside it.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Calibration: an npz file or images; no labels.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 512,
+    form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: the best a layer.")] = "auto",
+    energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
+    macs: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the folded model's MACs to keep.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A .plan.json, as written before or changed by hand.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
+    frontier: Annotated[bool, typer.Option("--frontier", help="Print damage against MACs, ten points.")] = False,
+    device: DeviceOption = "host",
+    tile: TileOption = "auto",
+    target_ort: TargetOption = None,
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    size: SizeOption = None,
+    crop: CropOption = None,
+    colors: ColorsOption = "rgb",
+    layout: LayoutOption = "nchw",
+    limit_s: LimitOption = 7200.0,
+    memory_gb: MemoryOption = None,
+) -> None:
+    """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
+    from .export.calibration import Preprocess
+    from .export.compress import AUTO_FORMS, Wish
+    from .records import Plan
+    from .stages import compress_file
+    from .terminal import print_frontier, print_plan
+
+    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    wish = Wish(
+        forms=AUTO_FORMS if form == "auto" else (form,),
+        energy=energy,
+        macs=macs,
+        plan=None if plan is None else Plan.read(plan),
+        keep=keep or (),
+    )
+    done = compress_file(
+        source,
+        output,
+        wish,
+        data=data,
+        most=samples,
+        how=how,
+        plan_only=plan_only,
+        frontier=frontier,
+        device=device,
+        tile=tile,
+        target_ort=target_ort,
+        shapes=shape or (),
+        inputs=inputs,
+        limit_s=limit_s,
+        memory_bytes=_bytes(memory_gb),
+    )
+    print_plan(done.plan)
+    if done.frontier:
+        print_frontier(done.frontier)
+    print(_compressed(source, output, done.plan, plan_only))
+
+
+def _compressed(source: Path, output: Path, plan: Plan, plan_only: bool) -> str:
+    layers = plan.layers.values()
+    before, after = (
+        sum(macs or 0 for macs in column) for column in ([x.macs_dense for x in layers], [x.macs for x in layers])
+    )
+    factored = sum(layer.form != "dense" for layer in layers)
+    what = f"{factored} of {len(plan.layers)} layers factorised, {before / 1e6:.2f} → {after / 1e6:.2f} M MACs"
+    if plan_only:
+        return f"{output.with_suffix('.plan.json')}: {what} if it is carried out"
+    return f"{output}: {what}, {_megabytes(source)} → {_megabytes(output)}"
+
+
 def model(
     source: Source,
     device: DeviceOption = "host",
@@ -99,12 +190,12 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Of a run's data: choose on validation, look at test once.")] = "test",
     reference: Annotated[Path | None, typer.Option(help="Without labels: the original to agree with.")] = None,
     metric: Annotated[str | None, typer.Option(help="A command with {model}; its last line is the number.")] = None,
-    mean: Annotated[str, typer.Option(help="Of pixels from 0 to 1, a number a channel.")] = "0",
-    std: Annotated[str, typer.Option(help="Pixels are divided by it, a number a channel.")] = "1",
-    size: Annotated[str | None, typer.Option(help="Height x width.  [default: the model's]")] = None,
-    crop: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the centre square kept.")] = None,
-    colors: Annotated[Literal["rgb", "bgr"], typer.Option(help="Order of the channels.")] = "rgb",
-    layout: Annotated[Literal["nchw", "nhwc"], typer.Option(help="Order of the axes.")] = "nchw",
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    size: SizeOption = None,
+    crop: CropOption = None,
+    colors: ColorsOption = "rgb",
+    layout: LayoutOption = "nchw",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where an ONNX file's score goes.")] = None,
     limit_s: LimitOption = 1800.0,
     memory_gb: MemoryOption = None,

@@ -326,6 +326,7 @@ class LayerDecision(Part):
     ranks: list[int] = Field(default_factory=list)
     full_rank: int | None = None
     energy: float | None = Field(default=None, description="share of the sum of singular values kept")
+    loss: float | None = Field(default=None, description="share lost of the layer's output variance, or of its norm²")
     reason: str
     macs_dense: int | None = None
     macs: int | None = None
@@ -340,6 +341,22 @@ class Plan(Record):
     tile: int = Field(gt=0)
     groups: dict[str, GroupDecision] = Field(default_factory=dict)
     layers: dict[str, LayerDecision] = Field(default_factory=dict)
+
+
+class FrontierPoint(Part):
+    """A plan on the way from dense to the smallest: share of the MACs, and the damage predicted for it."""
+
+    share: float
+    macs: int
+    layers: int = Field(description="factorised ones")
+    damage: float
+
+
+class Compressed(Record):
+    """What a compression came to: its plan, the frontier where it was asked for. Format 1: first version."""
+
+    plan: Plan
+    frontier: list[FrontierPoint] = Field(default_factory=list)
 
 
 class ParityCheck(Part):

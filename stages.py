@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .errors import InputError
 from .files import replacing_all, require_writable
-from .records import Bench, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Weather
-from .terminal import bars
+from .records import Bench, Compressed, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Weather
+from .terminal import bars, progress
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
+    from .export.compress import Wish
     from .train.data import Dataset
 
 Split = Literal["validation", "test"]
@@ -223,6 +225,62 @@ def fold_guarded(
         names += json.loads(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
         parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
     return plan, parity
+
+
+def compress_file(
+    source: Path,
+    output: Path,
+    wish: Wish,
+    *,
+    data: Path | None = None,
+    most: int,
+    how: Preprocess,
+    plan_only: bool = False,
+    frontier: bool = False,
+    device: str = "host",
+    tile: str = "auto",
+    target_ort: str | None = None,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> Compressed:
+    """Compress a file for a device: `output`, .plan.json and .parity.json beside it, or nothing; see `fold_file`.
+
+    `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
+    """
+    from .export.guard import guarded
+
+    require_writable(output)
+    facts = probe_device(device)[0]
+    asked = replace(wish, tile=facts.tile if tile == "auto" else _whole("--tile", tile))
+    runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
+
+    def work() -> str:
+        from .export import compress
+
+        with bars() as new_bar:
+            job = compress.Job(
+                asked,
+                data=data,
+                most=most,
+                how=how,
+                plan_only=plan_only,
+                frontier=frontier,
+                target_ort=runtime,
+                given=given(shapes, inputs),
+                report=progress(new_bar),
+            )
+            return json.dumps(job.into(folder, source, output.name))
+
+    from .runtime.inputs import given
+
+    names: list[str] = []
+    with replacing_all(output.parent, names) as folder:
+        written = json.loads(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+        done = Compressed.read(folder / written.pop(0))
+        names += written
+    return done
 
 
 def describe_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, EpochRow, Plan
+from .records import Bench, EpochRow, FrontierPoint, Plan
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
 
@@ -49,6 +49,18 @@ def bars() -> Iterator[Callable[[str], Bar]]:
         yield lambda name: Bar(name, progress)
 
 
+def progress(new_bar: Callable[[str], Bar]) -> Callable[[str, int, int], None]:
+    """A report(what, done, total) that shows a bar for each `what`, with the time left at the present pace."""
+    shown: dict[str, tuple[Bar, float]] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        bar, began = shown.setdefault(what, (new_bar(what), time.monotonic()))
+        left = (time.monotonic() - began) / done * (total - done) if done else None
+        bar.show(done, total, left, "")
+
+    return report
+
+
 def epoch_line(row: EpochRow) -> str:
     """One epoch in a line."""
     text = f"epoch {row.epoch}: loss {row.train_loss:.3f}, validation {row.validation_accuracy:.2%}"
@@ -69,6 +81,14 @@ def print_plan(plan: Plan) -> None:
     for name, group in plan.groups.items():
         width = f"{len(group.kept)} of {group.channels}"
         table.add_row(_plain(name), "channels", width, "", _plain(group.reason))
+    Console(soft_wrap=False).print(table)
+
+
+def print_frontier(points: Sequence[FrontierPoint]) -> None:
+    """MACs against the damage that is predicted, from dense downwards."""
+    table = Table("MACs kept", "MACs", "factorised layers", "predicted damage", box=None, pad_edge=False)
+    for point in points:
+        table.add_row(f"{point.share:.0%}", _millions(point.macs), str(point.layers), f"{point.damage:.4g}")
     Console(soft_wrap=False).print(table)
 
 

@@ -49,9 +49,16 @@ class _Case:
     folder: Path
     checks: list[ParityCheck] = field(default_factory=list)
 
+    def content(self, model: ir.Model) -> bytes | Path:
+        """What a session is made from: the file's bytes, or its path where it is too large for that."""
+        if not is_large(model):
+            return serialize(model)
+        write_into(self.folder, "check.onnx", model)
+        return self.folder / "check.onnx"
+
     def exact(self, model: ir.Model, what: str) -> None:
         """Hold the model as it is now against what it computed at first."""
-        rewritten = _content(model, self.folder)
+        rewritten = self.content(model)
         self.checks += [require(exact_check(truth, rewritten, _against(truth, what))) for truth in self.originals]
 
 
@@ -102,14 +109,14 @@ def fold_into(
 ) -> tuple[Plan, Parity]:
     """`fold`, its files written into a scratch folder; `names` gets theirs, the model's last."""
     wanted = None if target_ort is None else runtime_named(target_ort)
-    with _naming(source):
+    with naming(source):
         model, case = opened(source, given or Given(), folder)
         dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
         groups = fold_channels(model, tile)
-        model = _finished(model, wanted)
+        model = finished(model, wanted)
         case.exact(model, "fold dead channels")
     plan = _plan(model, sha256_of(source), tile, groups, dense_macs)
-    _stamp(model, plan)
+    stamp(model, plan)
     parity, parity_name, plan_name = Parity(checks=case.checks), *record_names(name)
     parity.write(folder / parity_name)
     plan.write(folder / plan_name)
@@ -137,18 +144,11 @@ def tidy(model: ir.Model) -> None:
         canonicalize(model)
 
 
-def _finished(model: ir.Model, wanted: Target | None) -> ir.Model:
+def finished(model: ir.Model, wanted: Target | None) -> ir.Model:
+    """Without denormals and unused opsets, in the opset that a runtime needs."""
     flush_denormals(model)
     RemoveUnusedOpsetsPass()(model)
     return model if wanted is None else retargeted(model, wanted)
-
-
-def _content(model: ir.Model, folder: Path) -> bytes | Path:
-    """What a session is made from: the file's bytes, or its path where it is too large for that."""
-    if not is_large(model):
-        return serialize(model)
-    write_into(folder, "check.onnx", model)
-    return folder / "check.onnx"
 
 
 def _against(truth: Original, what: str) -> str:
@@ -222,7 +222,7 @@ def _plan(
     return Plan(source_sha256=source_sha256, tile=tile, groups=groups, layers=layers)
 
 
-def _stamp(model: ir.Model, plan: Plan) -> None:
+def stamp(model: ir.Model, plan: Plan) -> None:
     """Say in the file where it comes from."""
     model.producer_name, model.producer_version = "rankfold", __version__
     model.metadata_props["rankfold.version"] = __version__
@@ -231,7 +231,7 @@ def _stamp(model: ir.Model, plan: Plan) -> None:
 
 
 @contextmanager
-def _naming(source: Path):
+def naming(source: Path):
     """Say which file an error is about."""
     try:
         yield

@@ -38,6 +38,11 @@ class Form:
     second: str
     strided: frozenset[str]
 
+    @property
+    def walked(self) -> tuple[frozenset[str], ...]:
+        """For each factor the axes whose stride, dilation and padding it has."""
+        return self.strided, frozenset("hw") - self.strided
+
     def matricize(self, kernel: Any) -> Any:
         """Kernel o×i×h×w (numpy or torch) as a matrix: rows × columns."""
         return rearrange(kernel, self.matrix)
@@ -86,6 +91,45 @@ class Form:
         return (dense_macs(shape, pixels) - 1) // self.macs(shape, 1, pixels)
 
 
+@dataclass(frozen=True)
+class Tucker2:
+    """1×1 i→r₁, h×w r₁→r₂, 1×1 r₂→o (Kim et al., ICLR 2016): no matrix, two ranks.
+
+    One number stands for both, each cut to the channels of its side (design §4: r₁ = r₂).
+    """
+
+    name: str = "tucker-2"
+    walked: tuple[frozenset[str], ...] = (frozenset(), frozenset("hw"), frozenset())
+
+    def ranks(self, shape: Sequence[int], rank: int) -> tuple[int, int]:
+        """(r₁, r₂)."""
+        return min(rank, shape[1]), min(rank, shape[0])
+
+    def factor_shapes(self, shape: Sequence[int], rank: int) -> tuple[KernelShape, ...]:
+        """Kernel shapes of the three convolutions."""
+        o, i, h, w = shape
+        into, out = self.ranks(shape, rank)
+        return (into, i, 1, 1), (out, into, h, w), (o, out, 1, 1)
+
+    def full_rank(self, shape: Sequence[int]) -> int:
+        """The larger number of channels: there the core is the kernel."""
+        return max(shape[0], shape[1])
+
+    def parameters(self, shape: Sequence[int], rank: int) -> int:
+        """Weights of the three factors, without the bias."""
+        return sum(_size(factor) for factor in self.factor_shapes(shape, rank))
+
+    def macs(self, shape: Sequence[int], rank: int, pixels: Pixels) -> int:
+        """Multiply-accumulates for one image: the first factor at the input's size, the others at the output's."""
+        first, core, last = self.factor_shapes(shape, rank)
+        return _size(first) * pixels.in_h * pixels.in_w + (_size(core) + _size(last)) * pixels.out_h * pixels.out_w
+
+    def break_even(self, shape: Sequence[int], pixels: Pixels) -> int:
+        """The largest rank with strictly fewer MACs than the dense layer; 0 if there is none."""
+        dense, full = dense_macs(shape, pixels), self.full_rank(shape)
+        return next((rank for rank in range(full, 0, -1) if self.macs(shape, rank, pixels) < dense), 0)
+
+
 FORMS: Mapping[str, Form] = {
     form.name: form
     for form in (
@@ -95,6 +139,19 @@ FORMS: Mapping[str, Form] = {
         Form("linear", "o i 1 1 -> i o", "i r -> r i 1 1", "r o -> o r 1 1", frozenset("hw")),
     )
 }
+
+
+TUCKER2 = Tucker2()
+AnyForm = Form | Tucker2
+
+
+def resolve_any(name: str, shape: Sequence[int]) -> AnyForm:
+    """The same with tucker-2, which on a 1×1 kernel is linear too."""
+    return TUCKER2 if name == TUCKER2.name and max(shape[2:]) > 1 else resolve(_matrix_name(name), shape)
+
+
+def _matrix_name(name: str) -> str:
+    return "linear" if name == TUCKER2.name else name
 
 
 def resolve(name: str, shape: Sequence[int]) -> Form:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -114,6 +115,8 @@ def _layer(node: ir.Node) -> Layer:
     weight = gemm_kernel(node) if node.op_type == "Gemm" else array(node.inputs[1])
     assert weight is not None, f"node {node.name!r} has no constant weight"
     obstacle = _obstacle(node, weight)
+    if node.op_type == "MatMul" and not obstacle:
+        weight = weight.T
     if weight.ndim > 4 or (node.op_type in ("ConvTranspose", "MatMul") and obstacle):
         return Layer(node.name or "", node, np.zeros((1, 1, 1, 1)), None, obstacle)
     kernel = weight.astype(np.float64).reshape(kernel_shape(weight.shape))
@@ -121,10 +124,14 @@ def _layer(node: ir.Node) -> Layer:
 
 
 def _obstacle(node: ir.Node, weight: NDArray) -> str | None:
-    if node.op_type in ("ConvTranspose", "MatMul"):
-        return f"a {node.op_type} is not factorised"
+    if node.op_type == "ConvTranspose":
+        return "a ConvTranspose is not factorised"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return "a MatMul with a batch of weights is not factorised"
     if weight.dtype != np.float32:
         return f"{weight.dtype} weights are not factorised"
+    if node.op_type == "MatMul":
+        return None
     if node.op_type == "Gemm":
         return None if is_plain_gemm(node) else "a Gemm with alpha, beta or transA is not factorised"
     if weight.ndim > 4:
@@ -136,6 +143,10 @@ def _obstacle(node: ir.Node, weight: NDArray) -> str | None:
 def _pixels(node: ir.Node) -> Pixels | None:
     if node.op_type == "Gemm":
         return Pixels(1, 1, 1, 1)
+    if node.op_type == "MatMul":
+        rows = sizes(node.inputs[0])[1:-1]
+        known = [size for size in rows if size is not None]
+        return Pixels(prod(known), 1, prod(known), 1) if len(known) == len(rows) else None
     spatial = [*_spatial(node.inputs[0]), *_spatial(node.outputs[0])]
     known = [size for size in spatial if size is not None]
     return Pixels(*known) if len(known) == len(spatial) == 4 else None

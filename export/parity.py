@@ -102,7 +102,7 @@ def exact_check(reference: Original, rewritten: bytes | Path, what: str) -> Pari
     return _check(what, reference.batch, relative, absolute, bound, passed=relative <= bound)
 
 
-def lossy_check(reference: Original, rewritten: bytes, what: str) -> ParityCheck:
+def lossy_check(reference: Original, rewritten: bytes | Path, what: str) -> ParityCheck:
     """Report the error of a lossy step; it passes as long as shapes agree and no output is NaN."""
     relative, absolute = difference(run(rewritten, reference.inputs), reference.outputs)
     return _check(what, reference.batch, relative, absolute, None, passed=bool(np.isfinite(relative)))

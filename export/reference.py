@@ -99,7 +99,7 @@ def _widen(tensor: TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
 
 
-def _padding(
+def padding_of(
     sizes: Sequence[int],
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -118,13 +118,16 @@ def _padding(
     return list(zip(flat[: len(kernel)], flat[len(kernel) :], strict=True))
 
 
-def _reach(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def reach_of(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """How many input positions a kernel spans on each axis."""
     return [(taps - 1) * step + 1 for taps, step in zip(kernel, dilations, strict=True)]
 
 
-def _windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> NDArray[np.float64]:
+def windows_of(
+    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> NDArray[np.float64]:
     """View of a padded n×c×spatial array as n×c×out…×kernel…."""
-    reach = _reach(kernel, dilations)
+    reach = reach_of(kernel, dilations)
     view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, x.ndim)))
     steps = [slice(None, None, step) for step in (*strides, *dilations)]
     return view[(slice(None), slice(None), *steps)]
@@ -140,9 +143,9 @@ class Conv(OpRun):
     ):
         spatial = w.ndim - 2
         strides, dilations = strides or [1] * spatial, dilations or [1] * spatial
-        reach = _reach(w.shape[2:], dilations)
-        padding = _padding(x.shape[2:], reach, strides, pads, auto_pad)
-        windows = _windows(np.pad(x, [(0, 0), (0, 0), *padding]), w.shape[2:], strides, dilations)
+        reach = reach_of(w.shape[2:], dilations)
+        padding = padding_of(x.shape[2:], reach, strides, pads, auto_pad)
+        windows = windows_of(np.pad(x, [(0, 0), (0, 0), *padding]), w.shape[2:], strides, dilations)
         per_group = windows.shape[1] // (group or 1)
         axes = [1, *range(2 + spatial, 2 + 2 * spatial)]
         parts = [
@@ -172,14 +175,14 @@ class MaxPool(OpRun):
         assert kernel_shape is not None, "MaxPool requires kernel_shape"
         spatial = len(kernel_shape)
         strides, dilations = strides or [1] * spatial, dilations or [1] * spatial
-        reach = _reach(kernel_shape, dilations)
-        padding = _padding(x.shape[2:], reach, strides, pads, auto_pad)
+        reach = reach_of(kernel_shape, dilations)
+        padding = padding_of(x.shape[2:], reach, strides, pads, auto_pad)
         if ceil_mode:
             padding = [
                 _reaching_over(pad, *sizes) for pad, *sizes in zip(padding, x.shape[2:], reach, strides, strict=True)
             ]
         padded = np.pad(x, [(0, 0), (0, 0), *padding], constant_values=-np.inf)
-        windows = _windows(padded, kernel_shape, strides, dilations)
+        windows = windows_of(padded, kernel_shape, strides, dilations)
         return (windows.max(axis=tuple(range(x.ndim, x.ndim + spatial))),)
 
 

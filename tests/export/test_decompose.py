@@ -32,7 +32,7 @@ def test_error_is_that_of_eckart_and_young_at_every_rank(form, shape):
     for rank in range(1, form.full_rank(shape) + 1):
         factors = truncated_svd(kernel, form, rank)
         error = np.linalg.norm(factors.to_dense() - kernel)
-        assert factors.rank == rank
+        assert factors.ranks == [rank]
         assert error == pytest.approx(np.sqrt(np.sum(values[rank:] ** 2)), abs=ROUNDING)
 
 
@@ -45,14 +45,14 @@ def test_rank_out_of_range_is_refused(rank):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ((2, 3), (4, 2, 1, 1), "first factor: expected 4 dimensions, found 2"),
-        ((2, 3, 3, 3), (4, 5, 1, 1), "ranks differ: first 2, second 5"),
+        ((2, 3), (4, 2, 1, 1), "factor 1: expected 4 dimensions, found 2"),
+        ((2, 3, 3, 3), (4, 5, 1, 1), "ranks differ: factor 1 2, factor 2 5"),
         ((2, 3, 3, 1), (4, 2, 3, 1), "both factors have taps on axis 2"),
     ],
 )
 def test_factors_own_their_invariant(first, second, message):
     with pytest.raises(ValueError, match=message):
-        Factors(np.zeros(first), np.zeros(second))
+        Factors((np.zeros(first), np.zeros(second)))
 
 
 def test_rank_by_energy_is_the_smallest_rank_with_the_share():

@@ -31,7 +31,7 @@ def test_kernels_have_the_promised_shapes_and_compose_to_the_matrix_product(form
     first, second = form.kernels(left, right, shape)
     assert (first.shape, second.shape) == form.factor_shapes(shape, rank)
     assert first.size + second.size == form.parameters(shape, rank)
-    np.testing.assert_allclose(Factors(first, second).to_dense(), form.tensorize(left @ right, shape), atol=1e-12)
+    np.testing.assert_allclose(Factors((first, second)).to_dense(), form.tensorize(left @ right, shape), atol=1e-12)
     assert form.full_rank(shape) == min(rows, columns)
 
 

@@ -6,13 +6,14 @@ import onnx_ir as ir
 import pytest
 
 from rankfold.errors import InputError
-from rankfold.export.forms import FORMS, resolve
+from rankfold.export.forms import FORMS, Form, resolve_any
 from rankfold.export.layers import layers_of
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.factorize import factorize
 from rankfold.records import LayerDecision
 from rankfold.runtime.costs import count
 
+ALL_FORMS = [*FORMS, "tucker-2"]
 VARIANTS = {
     "plain": {"pads": [1, 1, 1, 1]},
     "no-bias": {"pads": [1, 1, 1, 1], "bias": False},
@@ -41,12 +42,13 @@ def _factorized(model, form: str, rank: int | None) -> tuple[ir.Model, int, int]
     canonicalize(graph)
     (layer,) = layers_of(graph)
     assert layer.pixels is not None
-    resolved = resolve(form, layer.shape)
+    resolved = resolve_any(form, layer.shape)
     rank = rank or resolved.full_rank(layer.shape)
-    decision = LayerDecision.model_validate({"form": resolved.name, "ranks": [rank], "reason": "test"})
+    ranks = [rank] if isinstance(resolved, Form) else list(resolved.ranks(layer.shape, rank))
+    decision = LayerDecision.model_validate({"form": resolved.name, "ranks": ranks, "reason": "test"})
     assert factorize(graph, {"a": decision}) == ["a"]
     assert factorize(graph, {"a": decision}) == []
-    assert [node.name for node in graph.graph] == ["a_v", "a_u"]
+    assert [node.name for node in graph.graph] == (["a_v", "a_u"] if len(ranks) == 1 else ["a_v", "a_c", "a_u"])
     return graph, resolved.macs(layer.shape, rank, layer.pixels), resolved.parameters(layer.shape, rank)
 
 
@@ -59,14 +61,14 @@ def _check(model, form: str, assert_exact) -> None:
     assert (costs.macs, costs.parameters) == (macs, weights + biases)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_convolution(net, assert_exact, form, options):
     builder = net(channels=4, spatial=(11, 12))
     _check(builder.model(builder.conv("input", "a", 6, **options)), form, assert_exact)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("options", FLAT.values(), ids=FLAT)
 def test_convolution_1d(net, assert_exact, form, options):
     builder = net(channels=4, spatial=(21,))
@@ -77,6 +79,12 @@ def test_convolution_1d(net, assert_exact, form, options):
 def test_gemm(net, assert_exact, trans):
     builder = net(channels=9, spatial=())
     _check(builder.model(builder.gemm("input", "a", 9, 6, trans=trans)), "channel", assert_exact)
+
+
+def test_matmul_over_the_last_axis(net, assert_exact):
+    builder = net(channels=7, spatial=(9,))
+    weight = builder.weight("a.weight", builder.generator.normal(size=(9, 6)))
+    _check(builder.model(builder.op("MatMul", "input", weight)), "channel", assert_exact)
 
 
 @pytest.mark.parametrize(

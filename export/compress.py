@@ -1,0 +1,263 @@
+"""Any ONNX graph in, a smaller graph that does nearly the same out: `rankfold compress`.
+
+First everything that is exact (`fold`), then a form and a rank for every layer: by energy, or by the damage each
+would do for the MACs it saves. With calibration data both the choice and the factors go by outputs, layer after
+layer, each seeing what the compressed network before it puts out; without data, by the kernels alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ..errors import CheckFailed, InputError
+from ..files import sha256_of
+from ..records import Compressed, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan
+from ..runtime.inputs import Given
+from .aware import unweighted, whitened
+from .calibration import Preprocess, Samples
+from .calibration import load as load_samples
+from .choose import plan_by_energy
+from .damage import Candidate, Effects, candidates, decomposed
+from .decompose import Factors
+from .fold import finished, naming, opened, record_names, stamp
+from .forms import Form, resolve_any
+from .graphs import drop_unused_initializers, is_large, refresh_shapes, write_into
+from .layers import Layer, layers_of
+from .moments import collect
+from .opsets import target as runtime_named
+from .parity import lossy_check, require
+from .passes.factorize import form_of, replace
+from .passes.fold_channels import fold_channels
+from .solve import Step, frontier, within
+
+AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
+_EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
+_SUMMARY = "compressed.json"
+Report = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress to show."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted: exactly one of `energy` (share of Σσ), `macs` (share of the folded model's) and `plan`."""
+
+    forms: Sequence[str] = AUTO_FORMS
+    energy: float | None = None
+    macs: float | None = None
+    plan: Plan | None = None
+    tile: int = 1
+    keep: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        given = [what for what in (self.energy, self.macs, self.plan) if what is not None]
+        if len(given) != 1:
+            raise InputError("give exactly one of --energy, --macs and --plan")
+        for name, share in (("--energy", self.energy), ("--macs", self.macs)):
+            if share is not None and not 0 < share <= 1:
+                raise InputError(f"{name}: expected a share in (0, 1], found {share}")
+
+
+@dataclass
+class Network:
+    """A folded model whose layers are to be factorised, with the data to judge by."""
+
+    model: ir.Model
+    samples: Samples | None
+    report: Report
+    original: onnx.ModelProto = field(init=False)
+
+    def __post_init__(self) -> None:
+        if is_large(self.model):
+            raise InputError("the model is larger than 2 GB; compress takes models that fit one ONNX file")
+        self.original = ir.to_proto(self.model)
+
+    def candidates(self, wish: Wish) -> dict[str, list[Candidate]]:
+        """Every layer's candidates with their damage."""
+        effects = None
+        if self.samples is not None:
+            few = min(self.samples.count, _EFFECT_SAMPLES)
+            effects = Effects(self.original, replace_fields(self.samples, count=few))
+        found: dict[str, list[Candidate]] = {}
+        layers = [layer for layer in layers_of(self.model) if self._is_open(layer, wish)]
+        for number, layer in enumerate(layers):
+            self.report("scoring layers", number, len(layers))
+            moments = None if self.samples is None else collect(layer, self.original, self.original, self.samples)
+
+            def effect(factors: Factors, loss: float, layer: Layer = layer) -> float:
+                return 1.0 if effects is None else effects.of(layer, factors, loss)
+
+            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, effect)
+        return found
+
+    def factorize(self, plan: Plan) -> Plan:
+        """Replace the plan's layers in place, one after the other; returns the plan with each layer's loss."""
+        layers = {layer.name: layer for layer in layers_of(self.model)}
+        unknown = [name for name in plan.layers if name not in layers]
+        if unknown:
+            raise InputError(f"the plan names layer '{unknown[0]}', which the model does not have; plan it again")
+        wanted = [name for name in layers if name in plan.layers and plan.layers[name].form != "dense"]
+        decided = dict(plan.layers)
+        for number, name in enumerate(wanted):
+            self.report("factorising", number, len(wanted))
+            loss = self._factorize_one(layers[name], plan.layers[name])
+            decided[name] = plan.layers[name].model_copy(update={"loss": loss})
+        drop_unused_initializers(self.model.graph)
+        refresh_shapes(self.model)
+        return plan.model_copy(update={"layers": decided})
+
+    def _factorize_one(self, layer: Layer, decision: LayerDecision) -> float:
+        form, rank = form_of(layer, decision), max(decision.ranks)
+        if self.samples is None:
+            factors = decomposed(layer, form, rank, None)
+            replace(layer, form, factors)
+            return unweighted(layer.kernel).score(factors.to_dense())
+        moments = collect(layer, ir.to_proto(self.model), self.original, self.samples)
+        factors = decomposed(layer, form, rank, whitened(layer.kernel, moments))
+        kernel = factors.to_dense()
+        replace(layer, form, factors, moments.bias(kernel) if layer.node.op_type != "MatMul" else None)
+        return moments.score(kernel)
+
+    @staticmethod
+    def _is_open(layer: Layer, wish: Wish) -> bool:
+        return layer.obstacle is None and layer.pixels is not None and layer.name not in wish.keep
+
+
+def plan_of(
+    network: Network,
+    wish: Wish,
+    steps: Sequence[Step],
+    groups: dict[str, GroupDecision],
+    dense_macs: dict[str, int | None],
+) -> Plan:
+    """A decision and a reason for every layer; `steps` are `steps_of` where MACs are wished for."""
+    if wish.plan is not None:
+        return wish.plan
+    if wish.energy is not None:
+        form = wish.forms[0] if len(wish.forms) == 1 else "channel"
+        return plan_by_energy(
+            network.model,
+            form=form,
+            energy=wish.energy,
+            tile=wish.tile,
+            keep=wish.keep,
+            groups=groups,
+            dense_macs=dense_macs,
+        )
+    assert wish.macs is not None, "Wish has checked it"
+    step = within(steps, round(wish.macs * _total(network.model)))
+    layers = {layer.name: _decided(layer, step, wish, dense_macs) for layer in layers_of(network.model)}
+    return Plan(tile=wish.tile, groups=groups, layers=layers)
+
+
+def steps_of(network: Network, wish: Wish) -> list[Step]:
+    """The frontier of MACs and damage, from the folded model downwards."""
+    dense = {layer.name: layer.macs for layer in layers_of(network.model)}
+    known = {name: macs for name, macs in dense.items() if macs is not None}
+    return frontier(known, network.candidates(wish))
+
+
+def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | None]) -> LayerDecision:
+    before, chosen = dense_macs.get(layer.name, layer.macs), step.chosen.get(layer.name)
+    if layer.obstacle or layer.macs is None or layer.name in wish.keep:
+        reason = layer.obstacle or ("kept by name" if layer.name in wish.keep else "its spatial sizes are not known")
+        return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+    if chosen is None:
+        reason = "every candidate would damage more for each MAC than those taken elsewhere"
+        return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+    form = resolve_any(chosen.form, layer.shape)
+    ranks = [chosen.rank] if isinstance(form, Form) else list(form.ranks(layer.shape, chosen.rank))
+    return LayerDecision.model_validate(
+        {
+            "form": chosen.form,
+            "ranks": ranks,
+            "full_rank": form.full_rank(layer.shape),
+            "loss": chosen.loss,
+            "reason": f"{layer.macs / chosen.macs:.2f}× fewer MACs for {chosen.loss:.2%} of the layer's output",
+            "macs_dense": before,
+            "macs": chosen.macs,
+        }
+    )
+
+
+def _total(model: ir.Model) -> int:
+    macs = {layer.name: layer.macs for layer in layers_of(model)}
+    total = sum(count for count in macs.values() if count is not None)
+    if not total:
+        raise CheckFailed("expected layers whose MACs are known, found none; give the input's sizes with --shape")
+    return total
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compression as the command asks for it. `report(what, done, total)` is called as it goes."""
+
+    wish: Wish
+    data: Path | None = None
+    most: int = 512
+    how: Preprocess = field(default_factory=Preprocess)
+    plan_only: bool = False
+    frontier: bool = False
+    target_ort: str | None = None
+    given: Given | None = None
+    report: Report = _silent
+
+    def into(self, folder: Path, source: Path, name: str) -> list[str]:
+        """Work in a scratch folder; returns the files there, first the summary (`Compressed`), the model's last.
+
+        Raises InputError for a model, plan or data that cannot be used, CheckFailed when an exact step is not
+        exact or the budget cannot be met.
+        """
+        wanted = None if self.target_ort is None else runtime_named(self.target_ort)
+        parity_name, plan_name = record_names(name)
+        with naming(source):
+            model, case = opened(source, self.given or Given(), folder)
+            samples = self._samples(model)
+            dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
+            groups = fold_channels(model, self.wish.tile)
+            case.exact(model, "fold dead channels")
+            network = Network(model, samples, self.report)
+            steps = steps_of(network, self.wish) if self.frontier or self.wish.macs is not None else []
+            plan = plan_of(network, self.wish, steps, groups, dense_macs)
+            plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
+            if self.plan_only:
+                plan.write(folder / plan_name)
+                return [self._summary(folder, plan, steps), plan_name]
+            plan = network.factorize(plan)
+            model = finished(model, wanted)
+            content = case.content(model)
+            checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
+        stamp(model, plan)
+        Parity(checks=checks).write(folder / parity_name)
+        plan.write(folder / plan_name)
+        return [self._summary(folder, plan, steps), parity_name, plan_name, *write_into(folder, name, model)]
+
+    def _samples(self, model: ir.Model) -> Samples | None:
+        if self.data is None:
+            return None
+        found = load_samples(self.data, ir.to_proto(model), self.how)
+        return replace_fields(found, count=min(found.count, self.most))
+
+    def _summary(self, folder: Path, plan: Plan, steps: Sequence[Step]) -> str:
+        points = frontier_points(steps) if self.frontier else []
+        Compressed(plan=plan, frontier=points).write(folder / _SUMMARY)
+        return _SUMMARY
+
+
+def frontier_points(steps: Sequence[Step]) -> list[FrontierPoint]:
+    """The first step at or below each tenth of the dense MACs, as far as there is one."""
+    points, dense = [], steps[0].cost if steps else 0
+    for tenth in range(10, 0, -1):
+        step = next((step for step in steps if step.cost <= dense * tenth / 10), None)
+        if step is not None:
+            layers = sum(chosen is not None for chosen in step.chosen.values())
+            points.append(FrontierPoint(share=step.cost / dense, macs=step.cost, layers=layers, damage=step.damage))
+    return points

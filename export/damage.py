@@ -1,0 +1,140 @@
+"""What each candidate for a layer would cost and damage: every useful form at a few ranks.
+
+Damage is the lost share of the layer's output variance (`Moments.score`), times what such a loss does to the
+model's outputs: that is measured once a layer, by putting one of its candidates into the otherwise dense model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from .aware import Moments, Whitened, unweighted, whitened
+from .calibration import Feed, Samples
+from .decompose import Factors, truncated_svd, tucker2
+from .forms import AnyForm, Form, resolve_any
+from .layers import Layer
+from .sessions import session
+from .tile import up_to_tile
+
+RANKS = 12  # candidates a form; between two of them the damage is nearly linear in the MACs
+_PROBED = 0.05  # the sensitivity is measured at about this loss of the layer's output
+_LEAST_EFFECT = 1e-12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to write a layer: `loss` is its share of output variance, `damage` that times the layer's effect."""
+
+    form: str
+    rank: int
+    macs: int
+    parameters: int
+    loss: float
+    damage: float
+
+
+def ranks_to_try(form: AnyForm, layer: Layer, tile: int) -> list[int]:
+    """Ranks that save MACs, on the tile, at most `RANKS` of them, evenly spread in the rank."""
+    if layer.pixels is None:
+        return []
+    even, full = form.break_even(layer.shape, layer.pixels), form.full_rank(layer.shape)
+    most = min(even, full)
+    on_tile = sorted({min(up_to_tile(rank, tile), full) for rank in range(1, most + 1)} & set(range(1, most + 1)))
+    if len(on_tile) <= RANKS:
+        return on_tile
+    return [on_tile[round(index)] for index in np.linspace(0, len(on_tile) - 1, RANKS)]
+
+
+def decomposed(layer: Layer, form: AnyForm, rank: int, target: Whitened | None) -> Factors:
+    """Factors at a rank: data-aware where there is a target, else plain SVD or HOOI."""
+    if target is not None:
+        return target.factors(form, rank)
+    if isinstance(form, Form):
+        return truncated_svd(layer.kernel, form, rank)
+    return tucker2(layer.kernel, form.ranks(layer.shape, rank))
+
+
+def candidates(
+    layer: Layer, forms: Sequence[str], tile: int, moments: Moments | None, effect: Callable[[Factors, float], float]
+) -> list[Candidate]:
+    """All of a layer's candidates; `effect(factors, loss)` says what a loss of one would do to the model's outputs.
+
+    Without moments the loss is the share of the squared norm of the kernel.
+    """
+    assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
+    judged = moments or unweighted(layer.kernel)
+    target = None if moments is None else whitened(layer.kernel, moments)
+    found: list[tuple[AnyForm, int, Factors, float]] = []
+    for form in _distinct(forms, layer):
+        for rank in ranks_to_try(form, layer, tile):
+            factors = decomposed(layer, form, rank, target)
+            found.append((form, rank, factors, judged.score(factors.to_dense())))
+    if not found:
+        return []
+    _, _, factors, loss = min(found, key=lambda one: abs(np.log(max(one[3], _LEAST_EFFECT) / _PROBED)))
+    weight = effect(factors, loss)
+    return [
+        Candidate(
+            form.name,
+            rank,
+            form.macs(layer.shape, rank, layer.pixels),
+            form.parameters(layer.shape, rank),
+            loss,
+            loss * weight,
+        )
+        for form, rank, _, loss in found
+    ]
+
+
+def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
+    resolved = {form.name: form for form in (resolve_any(name, layer.shape) for name in forms)}
+    return list(resolved.values())
+
+
+class Effects:
+    """How the model's outputs answer to a damaged layer: relative squared error of the outputs, per unit of loss."""
+
+    def __init__(self, proto: onnx.ModelProto, samples: Samples) -> None:
+        self._proto = proto
+        self._feeds: list[Feed] = [feed for feed, _ in samples.batches(64)]
+        self._truth = self._outputs(proto)
+        self._power = sum(float(np.sum(np.square(y - y.mean(axis=0)))) for y in self._truth)
+
+    def of(self, layer: Layer, factors: Factors, loss: float) -> float:
+        """The outputs' relative squared error with these factors in place of the layer, divided by `loss`."""
+        if loss < _LEAST_EFFECT or self._power <= 0:
+            return 1.0
+        off = self._outputs(_with_kernel(self._proto, layer, factors.to_dense()))
+        error = sum(float(np.sum(np.square(a - b))) for a, b in zip(off, self._truth, strict=True))
+        return max(error / self._power / loss, _LEAST_EFFECT)
+
+    def _outputs(self, proto: onnx.ModelProto) -> list[NDArray]:
+        runner = session(proto.SerializeToString(), "the model")
+        runs = [runner.run(None, dict(feed)) for feed in self._feeds]
+        return [
+            np.concatenate([np.asarray(run[index], np.float64) for run in runs])
+            for index in range(len(runs[0]))
+            if np.asarray(runs[0][index]).dtype.kind == "f"
+        ]
+
+
+def _with_kernel(proto: onnx.ModelProto, layer: Layer, kernel: NDArray) -> onnx.ModelProto:
+    """The model with another kernel in one layer."""
+    weight = layer.node.inputs[1]
+    assert weight is not None, f"layer {layer.name!r} has no weight"
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    stored = next(entry for entry in changed.graph.initializer if entry.name == weight.name)
+    shape = tuple(stored.dims)
+    turned = layer.node.op_type == "MatMul" or (
+        layer.node.op_type == "Gemm" and not layer.node.attributes.get_int("transB", 0)
+    )
+    numbers = kernel.reshape(kernel.shape[:2]).T if turned else kernel.reshape(shape)
+    stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numbers, np.float32), stored.name))
+    return changed

@@ -1,0 +1,125 @@
+"""compress on the command line: with and without data, from a plan, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from rankfold.records import Parity, Plan
+from rankfold.runtime.costs import count
+
+from .export.nets import Net
+
+RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
+
+
+def _rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RANKFOLD, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A network with a dead channel, images that are alike as photographs are, and plans; read only."""
+    folder = tmp_path_factory.mktemp("models")
+    net = Net(channels=3, spatial=(12, 12))
+    x = net.block("input", "a", 16, dead=(3,))
+    x = net.block(net.block(x, "b", 24), "c", 24)
+    onnx.save(net.model(net.head(x)), folder / "net.onnx")
+    rng = np.random.default_rng(0)
+    rough = rng.normal(size=(96, 3, 4, 4)).astype(np.float32)
+    np.savez(folder / "data.npz", input=rough.repeat(3, axis=2).repeat(3, axis=3))
+    np.savez(folder / "small.npz", input=rough)
+    return folder
+
+
+def _outputs(model: Path, data: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": np.load(data)["input"]})[0])
+
+
+def _error(models: Path, small: Path) -> float:
+    wanted, found = (_outputs(model, models / "data.npz") for model in (models / "net.onnx", small))
+    return float(np.square(found - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
+
+
+def test_data_makes_the_same_macs_cost_less(models, tmp_path):
+    errors = {}
+    for name, options in (("plain", []), ("aware", ["--data", "data.npz"])):
+        out = tmp_path / f"{name}.onnx"
+        done = _rankfold(models, "compress", "net.onnx", "-o", str(out), "--macs", "0.6", "--tile", "1", *options)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        plan = Plan.read(out.with_suffix(".plan.json"))
+        counted = count(out)
+        assert counted.macs == sum(layer.macs or 0 for layer in plan.layers.values())
+        assert counted.macs <= 0.6 * sum(layer.macs_dense or 0 for layer in plan.layers.values())
+        assert all(layer.loss is not None for layer in plan.layers.values() if layer.form != "dense")
+        checks = Parity.read(out.with_suffix(".parity.json")).checks
+        assert {check.what for check in checks if check.bound is None} == {"factorise"}
+        assert "M MACs" in done.stdout.splitlines()[-1]
+        errors[name] = _error(models, out)
+    assert errors["aware"] < 0.7 * errors["plain"]
+
+
+def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_path):
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    options = ("--macs", "0.6", "--tile", "1", "--data", "data.npz")
+    planned = _rankfold(models, "compress", "net.onnx", "-o", str(first), *options, "--plan-only", "--frontier")
+    assert planned.returncode == 0, planned.stderr
+    assert "predicted damage" in planned.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"first.plan.json"}
+    plan = str(tmp_path / "first.plan.json")
+    done = _rankfold(
+        models, "compress", "net.onnx", "-o", str(again), "--plan", plan, "--tile", "1", "--data", "data.npz"
+    )
+    assert done.returncode == 0, done.stderr
+    kept = [(name, layer.form, layer.ranks) for name, layer in Plan.read(Path(plan)).layers.items()]
+    assert [(n, x.form, x.ranks) for n, x in Plan.read(again.with_suffix(".plan.json")).layers.items()] == kept
+
+
+def test_full_rank_changes_nothing(models, tmp_path):
+    out = tmp_path / "same.onnx"
+    done = _rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
+    assert done.returncode == 0, done.stderr
+    assert _error(models, out) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("net.onnx -o out.onnx", "give exactly one of --energy, --macs and --plan"),
+        ("net.onnx -o out.onnx --macs 0.5 --energy 0.9", "give exactly one of --energy, --macs and --plan"),
+        ("net.onnx -o out.onnx --macs 0", "--macs: expected a share in (0, 1], found 0.0"),
+        ("net.onnx -o out.onnx --macs 0.001 --tile 1", "at the smallest ranks; allow"),
+        ("net.onnx -o out.onnx --macs 0.5 --data small.npz", "input 'input': expected data of shape"),
+        ("net.onnx -o out.onnx --macs 0.5 --data nowhere.npz", "nowhere.npz"),
+        ("net.onnx -o out.onnx --plan nowhere.json", "nowhere.json"),
+        ("net.onnx -o out.onnx --plan foreign.json", "the plan names layer 'other', which the model does not have"),
+        ("net.onnx -o out.onnx --plan ranks.json", "layer 'b': expected one rank from 1 to 24, found [25]"),
+        ("net.onnx -o out.onnx --plan torn.json", "torn.json"),
+        ("missing.onnx -o out.onnx --macs 0.5", "missing.onnx"),
+        ("net.onnx -o nowhere/out.onnx --macs 0.5", "nowhere/out.onnx"),
+    ],
+)
+def test_bad_input_is_one_line(models, tmp_path, arguments, says):
+    for name in ("net.onnx", "small.npz"):
+        (tmp_path / name).symlink_to(models / name)
+    decision = {"form": "channel", "ranks": [2], "reason": "by hand"}
+    for name, layers in (("foreign", {"other": decision}), ("ranks", {"b": {**decision, "ranks": [25]}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 1, "tile": 1, "layers": layers}))
+    (tmp_path / "torn.json").write_text('{"format": 1, "til')
+    before = {path.name for path in tmp_path.iterdir()}
+    done = _rankfold(tmp_path, "compress", *shlex.split(arguments))
+    assert done.returncode in (1, 2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rankfold: ")
+    assert says in line
+    assert "Traceback" not in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == before
