@@ -105,7 +105,7 @@ def test_full_rank_changes_nothing(models, tmp_path):
         ("net.onnx -o out.onnx --plan ranks.json", "layer 'b': expected one rank from 1 to 24, found [25]"),
         ("net.onnx -o out.onnx --plan torn.json", "torn.json"),
         ("missing.onnx -o out.onnx --macs 0.5", "missing.onnx"),
-        ("net.onnx -o nowhere/out.onnx --macs 0.5", "nowhere/out.onnx"),
+        ("net.onnx -o small.npz/out.onnx --macs 0.5", "small.npz/out.onnx"),
     ],
 )
 def test_bad_input_is_one_line(models, tmp_path, arguments, says):
