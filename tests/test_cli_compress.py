@@ -58,6 +58,7 @@ def test_data_makes_the_same_macs_cost_less(models, tmp_path):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         plan = Plan.read(out.with_suffix(".plan.json"))
         counted = count(out)
+        assert counted.macs is not None
         assert counted.macs == sum(layer.macs or 0 for layer in plan.layers.values())
         assert counted.macs <= 0.6 * sum(layer.macs_dense or 0 for layer in plan.layers.values())
         assert all(layer.loss is not None for layer in plan.layers.values() if layer.form != "dense")
