@@ -98,6 +98,7 @@ def compress(
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     macs: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the folded model's MACs to keep.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A .plan.json, as written before or changed by hand.")] = None,
+    prune: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the MACs to prune in channels.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Print damage against MACs, ten points.")] = False,
@@ -128,6 +129,7 @@ def compress(
         energy=energy,
         macs=macs,
         plan=None if plan is None else Plan.read(plan),
+        prune=prune,
         keep=keep or (),
     )
     done = compress_file(

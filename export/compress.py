@@ -34,6 +34,7 @@ from .opsets import target as runtime_named
 from .parity import lossy_check, require
 from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
+from .prune import prune
 from .solve import Step, frontier, within
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
@@ -48,20 +49,26 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted: exactly one of `energy` (share of Σσ), `macs` (share of the folded model's) and `plan`."""
+    """What is wanted: `energy` (share of Σσ), `macs` (share of the folded model's) or `plan`, at most one of them.
+
+    `prune` is the share of the MACs that goes in whole channels before; without the others nothing is factorised.
+    """
 
     forms: Sequence[str] = AUTO_FORMS
     energy: float | None = None
     macs: float | None = None
     plan: Plan | None = None
+    prune: float | None = None
     tile: int = 1
     keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         given = [what for what in (self.energy, self.macs, self.plan) if what is not None]
-        if len(given) != 1:
-            raise InputError("give exactly one of --energy, --macs and --plan")
-        for name, share in (("--energy", self.energy), ("--macs", self.macs)):
+        if len(given) > 1 or (not given and self.prune is None):
+            raise InputError("give one of --energy, --macs and --plan, or --prune")
+        if self.prune is not None and self.prune >= 1:
+            raise InputError(f"--prune: expected a share below 1, found {self.prune}")
+        for name, share in (("--energy", self.energy), ("--macs", self.macs), ("--prune", self.prune)):
             if share is not None and not 0 < share <= 1:
                 raise InputError(f"{name}: expected a share in (0, 1], found {share}")
 
@@ -141,6 +148,11 @@ def plan_of(
     """A decision and a reason for every layer; `steps` are `steps_of` where MACs are wished for."""
     if wish.plan is not None:
         return wish.plan
+    if wish.macs is None and wish.energy is None:
+        layers = {
+            layer.name: _dense(layer, dense_macs, "only channels were to go") for layer in layers_of(network.model)
+        }
+        return Plan(tile=wish.tile, groups=groups, layers=layers)
     if wish.energy is not None:
         form = wish.forms[0] if len(wish.forms) == 1 else "channel"
         return plan_by_energy(
@@ -169,10 +181,9 @@ def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | N
     before, chosen = dense_macs.get(layer.name, layer.macs), step.chosen.get(layer.name)
     if layer.obstacle or layer.macs is None or layer.name in wish.keep:
         reason = layer.obstacle or ("kept by name" if layer.name in wish.keep else "its spatial sizes are not known")
-        return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+        return _dense(layer, dense_macs, reason)
     if chosen is None:
-        reason = "every candidate would damage more for each MAC than those taken elsewhere"
-        return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+        return _dense(layer, dense_macs, "every candidate would damage more for each MAC than those taken elsewhere")
     form = resolve_any(chosen.form, layer.shape)
     ranks = [chosen.rank] if isinstance(form, Form) else list(form.ranks(layer.shape, chosen.rank))
     return LayerDecision.model_validate(
@@ -186,6 +197,24 @@ def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | N
             "macs": chosen.macs,
         }
     )
+
+
+def _dense(layer: Layer, dense_macs: dict[str, int | None], reason: str) -> LayerDecision:
+    before = dense_macs.get(layer.name, layer.macs)
+    return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+
+
+def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -> dict[str, GroupDecision]:
+    """The decisions of folding and, counted in the same channels, of pruning after it."""
+    joined = dict(folded)
+    for name, after in pruned.items():
+        before = folded.get(name)
+        if before is None or len(after.kept) == after.channels:
+            continue
+        kept = [before.kept[channel] for channel in after.kept] if len(before.kept) == after.channels else after.kept
+        reason = f"{before.reason}; {after.channels - len(after.kept)} pruned: those that their readers miss least"
+        joined[name] = before.model_copy(update={"kept": kept, "reason": reason})
+    return joined
 
 
 def _total(model: ir.Model) -> int:
@@ -224,6 +253,9 @@ class Job:
             dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
             groups = fold_channels(model, self.wish.tile)
             case.exact(model, "fold dead channels")
+            if self.wish.prune is not None:
+                prune(model, self.wish.prune, tile=self.wish.tile, samples=samples, report=self.report)
+                groups = merged(groups, fold_channels(model, self.wish.tile))
             network = Network(model, samples, self.report)
             steps = steps_of(network, self.wish) if self.frontier or self.wish.macs is not None else []
             plan = plan_of(network, self.wish, steps, groups, dense_macs)

@@ -85,6 +85,21 @@ def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_p
     assert [(n, x.form, x.ranks) for n, x in Plan.read(again.with_suffix(".plan.json")).layers.items()] == kept
 
 
+def test_pruning_and_factorising_go_together(models, tmp_path):
+    out = tmp_path / "small.onnx"
+    wish = ("--prune", "0.3", "--macs", "0.7", "--tile", "1", "--data", "data.npz")
+    done = _rankfold(models, "compress", "net.onnx", "-o", str(out), *wish)
+    assert done.returncode == 0, done.stderr
+    plan = Plan.read(out.with_suffix(".plan.json"))
+    assert any("pruned" in group.reason for group in plan.groups.values())
+    assert any(layer.form != "dense" for layer in plan.layers.values())
+    counted, dense = count(out).macs, count(models / "net.onnx").macs
+    assert counted is not None
+    assert dense is not None
+    assert counted <= 0.7 * 0.7 * dense * 1.01
+    assert _error(models, out) < 0.3
+
+
 def test_full_rank_changes_nothing(models, tmp_path):
     out = tmp_path / "same.onnx"
     done = _rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
@@ -95,8 +110,8 @@ def test_full_rank_changes_nothing(models, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("net.onnx -o out.onnx", "give exactly one of --energy, --macs and --plan"),
-        ("net.onnx -o out.onnx --macs 0.5 --energy 0.9", "give exactly one of --energy, --macs and --plan"),
+        ("net.onnx -o out.onnx", "give one of --energy, --macs and --plan, or --prune"),
+        ("net.onnx -o out.onnx --macs 0.5 --energy 0.9", "give one of --energy, --macs and --plan, or --prune"),
         ("net.onnx -o out.onnx --macs 0", "--macs: expected a share in (0, 1], found 0.0"),
         ("net.onnx -o out.onnx --macs 0.001 --tile 1", "at the smallest ranks; allow"),
         ("net.onnx -o out.onnx --macs 0.5 --data small.npz", "input 'input': expected data of shape"),

@@ -1,0 +1,239 @@
+"""Whole channels out of any graph, those that their readers miss least: `compress --prune`.
+
+With data the saliency of a channel is what its readers' outputs lose when it goes and their other weights make up
+for it by least squares, tr(W_B·((C⁻¹)_BB)⁻¹·W_Bᵀ) with B its columns: optimal brain surgeon for blocks (Hassibi &
+Stork, NIPS 1992). Without data it is the squared norm of its filters. Chosen channels are zeroed, their readers fitted
+again one after the other, and folding takes them out exactly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..errors import CheckFailed
+from .aware import Moments, best_kernel, damped
+from .calibration import Samples
+from .coupling import Coupling, Read, couple
+from .graphs import array, input_at, own_input, set_array
+from .layers import Layer, layers_of
+from .moments import collect
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Classes of channels that the same layers put out, weakest first, with their saliencies."""
+
+    classes: list[int]
+    saliency: NDArray[np.float64]
+
+
+def prune(
+    model: ir.Model, ratio: float, *, tile: int, samples: Samples | None, report: Report = lambda *_: None
+) -> dict[str, int]:
+    """Zero the least salient channels until `ratio` of the MACs would be gone; returns how many by layer.
+
+    `model` is canonical with folded BatchNormalization; folding afterwards takes the channels out. Every family keeps
+    at least a tile. Raises CheckFailed when so much cannot go.
+    """
+    original = ir.to_proto(model)
+    coupling = couple(model.graph)
+    layers = {layer.node: layer for layer in layers_of(model)}
+    saliency = _saliency(coupling, layers, original, samples, report)
+    dead = _chosen(coupling, layers, _families(coupling, layers, saliency), ratio, tile)
+    zeroed = _zero(coupling, dead)
+    if samples is not None and dead:
+        _refit(model, coupling, dead, original, samples, report)
+    return zeroed
+
+
+# --- which --------------------------------------------------------------------------------------------------
+
+
+def _saliency(
+    coupling: Coupling,
+    layers: Mapping[ir.Node, Layer],
+    original: onnx.ModelProto,
+    samples: Samples | None,
+    report: Report,
+) -> NDArray[np.float64]:
+    """By class: the sum over its readers of the share of their output that is lost; or of its filters' shares."""
+    found = np.zeros(len(coupling.labels()))
+    if samples is None:
+        for node, rows in coupling.rows.items():
+            if node in layers:
+                norms = np.square(layers[node].kernel.reshape(len(rows), -1)).sum(axis=1)
+                np.add.at(found, coupling.roots(rows), norms / (norms.sum() or 1.0))
+        return found
+    for number, read in enumerate(coupling.reads):
+        report("scoring channels", number, len(coupling.reads))
+        layer = layers.get(read.node)
+        if layer is not None and layer.obstacle is None and layer.pixels is not None:
+            moments = collect(layer, original, original, samples)
+            np.add.at(found, coupling.roots(read.ids), block_losses(layer.kernel, moments, len(read.ids)))
+    return found
+
+
+def block_losses(kernel: NDArray[np.float64], moments: Moments, blocks: int) -> NDArray[np.float64]:
+    """For each of `blocks` equal runs of a layer's inputs: the share of its output lost without it, refitted."""
+    flat = kernel.reshape(len(kernel), -1)
+    inverse = np.linalg.inv(damped(moments.covariance))
+    size = flat.shape[1] // blocks
+    lost = []
+    for start in range(0, flat.shape[1], size):
+        part = slice(start, start + size)
+        own = flat[:, part]
+        lost.append(float(np.einsum("oi,ij,oj->", own, np.linalg.inv(inverse[part, part]), own)))
+    return np.array(lost) / (moments.power or 1.0)
+
+
+def _families(
+    coupling: Coupling, layers: Mapping[ir.Node, Layer], saliency: NDArray[np.float64]
+) -> dict[tuple[str, ...], Family]:
+    frozen = set(coupling.frozen())
+    frozen |= {int(root) for ids in coupling.balanced for root in coupling.roots(ids).ravel()}
+    members: dict[int, list[str]] = defaultdict(list)
+    for node, rows in coupling.rows.items():
+        for root in coupling.roots(rows).tolist():
+            members[root].append(node.name or "" if node in layers else "")
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for root, names in members.items():
+        if root not in frozen:
+            alike[tuple(names)].append(root)
+    found = {}
+    for names, roots in alike.items():
+        ordered = sorted(roots, key=lambda root: saliency[root])
+        found[names] = Family(ordered, saliency[ordered])
+    return found
+
+
+class _Costs:
+    """MACs of the model as channels go."""
+
+    def __init__(self, coupling: Coupling, layers: Mapping[ir.Node, Layer]) -> None:
+        self._sides: list[tuple[int, NDArray[np.intp], NDArray[np.intp]]] = []
+        inputs: dict[ir.Node, Read] = {read.node: read for read in coupling.reads}
+        for node, rows in coupling.rows.items():
+            layer, read = layers.get(node), inputs.get(node)
+            if layer is not None and layer.macs is not None:
+                ids = coupling.roots(read.ids) if read is not None else np.zeros(0, np.intp)
+                self._sides.append((layer.macs, coupling.roots(rows), ids))
+
+    def total(self, gone: NDArray[np.bool_]) -> float:
+        """MACs without the classes that are gone."""
+        return sum(
+            macs * float(np.mean(~gone[rows])) * (float(np.mean(~gone[ids])) if len(ids) else 1.0)
+            for macs, rows, ids in self._sides
+        )
+
+
+def _chosen(
+    coupling: Coupling,
+    layers: Mapping[ir.Node, Layer],
+    families: Mapping[tuple[str, ...], Family],
+    ratio: float,
+    tile: int,
+) -> set[int]:
+    """A tile of channels at a time, the one that loses least for each MAC it saves."""
+    costs, gone = _Costs(coupling, layers), np.zeros(len(coupling.labels()), bool)
+    dense = now = costs.total(gone)
+    taken = dict.fromkeys(families, 0)
+
+    def offer(names: tuple[str, ...]) -> tuple[float, tuple[str, ...]] | None:
+        family, start = families[names], taken[names]
+        if len(family.classes) - start < 2 * tile:
+            return None
+        chunk = family.classes[start : start + tile]
+        gone[chunk] = True
+        saved = now - costs.total(gone)
+        gone[chunk] = False
+        return float(family.saliency[start : start + tile].sum()) / max(saved, 1.0), names
+
+    heap = [found for names in families if (found := offer(names)) is not None]
+    heapify(heap)
+    while now > (1 - ratio) * dense:
+        if not heap:
+            raise CheckFailed(
+                f"expected to prune {ratio:.0%} of the MACs, found at most {1 - now / dense:.1%} in whole channels "
+                f"(tile {tile}); ask for less"
+            )
+        _, names = heappop(heap)
+        gone[families[names].classes[taken[names] : taken[names] + tile]] = True
+        taken[names] += tile
+        now = costs.total(gone)
+        if (after := offer(names)) is not None:
+            heappush(heap, after)
+    return set(np.flatnonzero(gone).tolist())
+
+
+# --- out ----------------------------------------------------------------------------------------------------
+
+
+def _zero(coupling: Coupling, dead: set[int]) -> dict[str, int]:
+    """Zero the filters and biases of the chosen channels in every layer that puts them out."""
+    found: dict[str, int] = {}
+    for node, rows in coupling.rows.items():
+        mask = np.isin(coupling.roots(rows), list(dead))
+        if mask.any():
+            found[node.name or ""] = int(mask.sum())
+    for value, axes in coupling.values().items():
+        numbers = array(value)
+        readers = {use.node for use in value.uses()}
+        if numbers is None or not value.is_initializer() or not any(node in coupling.rows for node in readers):
+            continue
+        for axis, ids in axes.items():
+            if not _is_output_axis(coupling, readers, ids):
+                continue
+            mask = np.isin(coupling.roots(ids), list(dead))
+            if mask.any():
+                numbers = numbers.copy()
+                np.moveaxis(numbers, axis, 0)[mask] = 0
+                set_array(value, numbers)
+    return found
+
+
+def _is_output_axis(coupling: Coupling, readers: set[ir.Node], ids: NDArray[np.intp]) -> bool:
+    """Whether an axis of a weight counts output channels of a layer that reads it."""
+    roots = coupling.roots(ids)
+    return any(node in coupling.rows and np.array_equal(coupling.roots(coupling.rows[node]), roots) for node in readers)
+
+
+def _refit(
+    model: ir.Model,
+    coupling: Coupling,
+    dead: set[int],
+    original: onnx.ModelProto,
+    samples: Samples,
+    report: Report,
+) -> None:
+    """Fit every layer behind a gap to the original's outputs, in order."""
+    gaps = {read.node for read in coupling.reads if np.isin(coupling.roots(read.ids), list(dead)).any()}
+    todo = [layer for layer in layers_of(model) if layer.node in gaps and layer.obstacle is None]
+    for number, layer in enumerate(todo):
+        report("fitting layers", number, len(todo))
+        if layer.pixels is None or layer.node.op_type == "MatMul":
+            continue
+        moments = collect(layer, ir.to_proto(model), original, samples)
+        rows = np.isin(coupling.roots(coupling.rows[layer.node]), list(dead))
+        kernel = best_kernel(layer.kernel, moments)
+        bias = moments.bias(kernel)
+        kernel[rows], bias[rows] = 0, 0
+        _store(layer, kernel, bias)
+
+
+def _store(layer: Layer, kernel: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
+    weight = array(input_at(layer.node, 1))
+    assert weight is not None, f"layer {layer.name!r} has no constant weight"
+    turned = layer.node.op_type == "Gemm" and not layer.node.attributes.get_int("transB", 0)
+    numbers = kernel.reshape(len(kernel), -1).T if turned else kernel
+    own_input(layer.node, 1, numbers.reshape(weight.shape).astype(weight.dtype), f"{layer.name}.weight")
+    own_input(layer.node, 2, bias.astype(weight.dtype), f"{layer.name}.bias")
