@@ -118,7 +118,7 @@ BAD = [
     ("report run --headline ghost", 2, "ghost"),
     # the rest
     ("devices probe pi99", 2, "unknown device 'pi99'"),
-    ("compress model.onnx", 2, "No such command 'compress'"),
+    ("squeeze model.onnx", 2, "No such command 'squeeze'"),
     ("train", 2, "Missing argument 'recipe'"),
     ("train recipe.toml --epochs 3", 2, "--epochs"),
 ]
