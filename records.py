@@ -127,7 +127,7 @@ class RegularizerSpec(Part):
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
     `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
     the ranks and live groups reached, rounded to `tile`, are kept by projection.
-    `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name.
+    `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
     """
 
     low_rank: float = Field(default=0.0, ge=0)
@@ -143,6 +143,7 @@ class RegularizerSpec(Part):
     hold_macs: float | None = Field(default=None, gt=0, le=1)
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
+    least: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     skip: list[str] = Field(default_factory=list)
     low_rank_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     group_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)

@@ -78,6 +78,7 @@ class CompressionAware:
     hold_macs  share of the dense MACs: hold as soon as the network, exported as it is, would have no more.
     tile       the device's channel multiple. Fewer channels or ranks than one tile are no faster, so with a tile
                above 1 the strongest `tile` singular values and filters of a layer are exempt from shrinkage.
+    least      by layer name, filters that stay at least: the strongest so many are exempt from shrinkage.
     skip       names of layers to leave alone.
     low_rank_factors, group_factors    by layer name, multiples of τ and λ; 1 where a layer is not named.
 
@@ -103,6 +104,7 @@ class CompressionAware:
         hold_macs: float | None = None,
         tile: int = 1,
         energy: float = 1.0,
+        least: Mapping[str, int] | None = None,
         skip: tuple[str, ...] = (),
         low_rank_factors: Mapping[str, float] | None = None,
         group_factors: Mapping[str, float] | None = None,
@@ -143,6 +145,10 @@ class CompressionAware:
         self._pending = [0.0] * len(optimizer.param_groups)
         self._steps = 0
         self._exempt = tile if tile > 1 else 0
+        self._least = dict(least or {})
+        unknown = [name for name in self._least if name not in self.layers]
+        if unknown:
+            raise InputError(f"least names no layer '{unknown[0]}'; the layers are {', '.join(self.layers)}")
         self._held: dict[str, Held] | None = None
         self._pixels = record_pixels(self.layers)
         self._optimizer = optimizer
@@ -272,12 +278,16 @@ class CompressionAware:
         kernels = self._kernels(family)
         rows = family.rows(kernels)
         if self.relative:
-            shrunk = sparse_group_prox(rows, strength * _mean_live_norm(rows), self.alpha, 1, self._exempt)
+            shrunk = sparse_group_prox(rows, strength * _mean_live_norm(rows), self.alpha, 1, self._floor(family))
         else:
-            shrunk = sparse_group_prox(rows, strength, self.alpha, rows.shape[1], self._exempt)
+            shrunk = sparse_group_prox(rows, strength, self.alpha, rows.shape[1], self._floor(family))
         family.write(shrunk, kernels)
         for layer, _ in family.members:
             layer.write(kernels[layer.name], self.scale)
+
+    def _floor(self, family: Family) -> int:
+        """Groups of the family that stay at least."""
+        return max(self._exempt, *(self._least.get(layer.name, 0) for layer, _ in family.members))
 
     def _kernels(self, family: Family) -> dict[str, Tensor]:
         return {layer.name: layer.kernel(self.scale) for layer, _ in family.members}
@@ -309,7 +319,7 @@ class CompressionAware:
         if not self._strength(family):
             return torch.zeros_like(live)
         norms = torch.linalg.vector_norm(family.rows(self._kernels(family)), dim=1)
-        kept = min(int(live.sum()), nearest_tile(int(live.sum()), self.tile))
+        kept = min(int(live.sum()), max(nearest_tile(int(live.sum()), self.tile), self._floor(family)))
         strongest = torch.argsort(torch.where(live, norms, -1.0), descending=True, stable=True)[: max(1, kept)]
         dead = torch.ones_like(live)
         dead[strongest] = False

@@ -259,6 +259,7 @@ def _regularizer(
         hold_macs=spec.hold_macs,
         tile=spec.tile,
         energy=spec.energy,
+        least=spec.least,
         skip=tuple(spec.skip),
         low_rank_factors=spec.low_rank_factors,
         group_factors=spec.group_factors,

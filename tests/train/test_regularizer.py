@@ -203,6 +203,20 @@ def test_with_a_tile_the_strongest_stay():
     assert [row.rank for row in regularizer.summary()] == [4, 4, 4]
 
 
+def test_a_layer_keeps_at_least_as_many_filters_as_named():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(
+        model, optimizer, group=50.0, every=1, least={"conv2": 5}, group_factors={"conv1": 0.0}
+    )
+    strongest = regularizer.layers["conv2"]
+    norms = torch.linalg.vector_norm(strongest.group_rows(strongest.kernel("folded")), dim=1)
+    idle_steps(model, optimizer, regularizer, 3)
+    assert set(strongest.live().nonzero().flatten().tolist()) == set(norms.topk(5).indices.tolist())
+    regularizer.hold()
+    assert strongest.live().sum() == 5
+
+
 def test_holds_once_the_exported_network_is_small_enough():
     model = network()
     optimizer = sgd(model)
@@ -267,6 +281,7 @@ class Untraceable(nn.Module):
         ({"form": "tensor-train"}, "unknown form 'tensor-train'; use one of channel"),
         ({"groups": "channel"}, "unknown groups 'channel'; use 'filter' or 'coupled'"),
         ({"skip": ("conv9",)}, "skip names no layer 'conv9'; the layers are conv1"),
+        ({"least": {"conv9": 4}}, "least names no layer 'conv9'; the layers are conv1"),
         ({"group_factors": {"fc": 2.0}}, "factors name no layer 'fc'"),
         ({"every": 0}, "every and tile must be 1 or more"),
     ],
