@@ -308,6 +308,21 @@ class ResultRow(Record):
     threads: int
 
 
+class OneShotRow(Record):
+    """A trained network compressed without training, scored: a line of docs/results/oneshot.jsonl. Format 1: first."""
+
+    model: str
+    method: str
+    config_hash: str
+    seed: int = Field(description="of the choice of calibration inputs")
+    split: Literal["validation", "test"]
+    n: int
+    wanted: float = Field(description="share of the dense network's MACs that was asked for")
+    macs: float = Field(description="share of the dense network's MACs")
+    accuracy: float
+    dense_accuracy: float
+
+
 # --- export -------------------------------------------------------------------------------------------------
 
 

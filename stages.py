@@ -7,7 +7,8 @@ run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, pl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -184,12 +185,12 @@ def fold_file(
     The device's runtime decides opset and IR version unless `target_ort` does.
     """
     require_writable(output)
-    facts = probe_device(device)[0]
+    tiles, runtime = _for_device(device, tile, target_ort)
     return fold_guarded(
         source,
         output,
-        tile=facts.tile if tile == "auto" else _whole("--tile", tile),
-        target_ort=target_ort or (facts.onnxruntime_version if device != "host" else None),
+        tile=tiles,
+        target_ort=runtime,
         shapes=shapes,
         inputs=inputs,
         limit_s=limit_s,
@@ -209,20 +210,17 @@ def fold_guarded(
     memory_bytes: int | None = None,
 ) -> tuple[Plan, Parity]:
     """`fold_file` with the tile known: the work in a child, the files moved into place by this process."""
-    from .export.guard import guarded
 
-    def work() -> str:
+    def work(folder: Path) -> list[str]:
         from .export.fold import fold_into
         from .runtime.inputs import given
 
         names: list[str] = []
         said = given(shapes, inputs)
         fold_into(folder, names, source, output.name, tile=tile, target_ort=target_ort, given=said)
-        return json.dumps(names)
+        return names
 
-    names: list[str] = []
-    with replacing_all(output.parent, names) as folder:
-        names += json.loads(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
         parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
     return plan, parity
 
@@ -249,19 +247,16 @@ def compress_file(
 
     `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
     """
-    from .export.guard import guarded
-
     require_writable(output)
-    facts = probe_device(device)[0]
-    asked = replace(wish, tile=facts.tile if tile == "auto" else _whole("--tile", tile))
-    runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
+    tiles, runtime = _for_device(device, tile, target_ort)
 
-    def work() -> str:
+    def work(folder: Path) -> list[str]:
         from .export import compress
+        from .runtime.inputs import given
 
         with bars() as new_bar:
             job = compress.Job(
-                asked,
+                replace(wish, tile=tiles),
                 data=data,
                 most=most,
                 how=how,
@@ -271,16 +266,31 @@ def compress_file(
                 given=given(shapes, inputs),
                 report=progress(new_bar),
             )
-            return json.dumps(job.into(folder, source, output.name))
+            return job.into(folder, source, output.name)
 
-    from .runtime.inputs import given
+    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
+        done = Compressed.read(folder / names.pop(0))
+    return done
+
+
+def _for_device(device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:
+    """The tile, and the runtime that must read the file: what was asked for, or the device's own."""
+    facts = probe_device(device)[0]
+    runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
+    return facts.tile if tile == "auto" else _whole("--tile", tile), runtime
+
+
+@contextmanager
+def _moved_up(
+    output: Path, work: Callable[[Path], list[str]], limit_s: float, memory_bytes: int | None
+) -> Iterator[tuple[Path, list[str]]]:
+    """A scratch folder in which `work` has written files, in a child; those still named at the end move up."""
+    from .export.guard import guarded
 
     names: list[str] = []
     with replacing_all(output.parent, names) as folder:
-        written = json.loads(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
-        done = Compressed.read(folder / written.pop(0))
-        names += written
-    return done
+        names += json.loads(guarded(lambda: json.dumps(work(folder)), memory_bytes=memory_bytes, limit_s=limit_s))
+        yield folder, names
 
 
 def describe_file(

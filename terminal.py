@@ -54,7 +54,9 @@ def progress(new_bar: Callable[[str], Bar]) -> Callable[[str, int, int], None]:
     shown: dict[str, tuple[Bar, float]] = {}
 
     def report(what: str, done: int, total: int) -> None:
-        bar, began = shown.setdefault(what, (new_bar(what), time.monotonic()))
+        if what not in shown:
+            shown[what] = new_bar(what), time.monotonic()
+        bar, began = shown[what]
         left = (time.monotonic() - began) / done * (total - done) if done else None
         bar.show(done, total, left, "")
 

@@ -8,13 +8,13 @@ al., TPAMI 38(10), 2016, there by generalised SVD); for the others it is where a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 
-from .decompose import Array, Factors, composed, truncated_svd, tucker2
+from .decompose import Array, Factors, composed, plain_factors
 from .forms import AnyForm, Form
 
 DAMPING = 1e-4  # of C's mean diagonal: a direction that calibration hardly shows is not free
@@ -86,35 +86,34 @@ class Whitened:
     metric: Array
     root: Array
 
-    def factors(self, form: AnyForm, rank: int) -> Factors:
+    def factors(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
         """Factors of the least output error: optimal for the channel form and 1×1 kernels, else a local optimum."""
         if isinstance(form, Form) and form.name in _ORDER_FREE:
-            return self._optimal(form, rank)
-        return self._improved(self._start(form, rank))
+            return self._optimal(form, *ranks)
+        return self._improved(self._start(form, ranks))
 
-    def spectrum(self, form: Form) -> Array:
-        """Squared singular values of the whitened matrix: what each rank of an optimal form takes of the error."""
-        return np.linalg.svd(self._flat() @ self.root, compute_uv=False) ** 2
+    @cached_property
+    def _sides(self) -> tuple[Array, Array]:
+        """Both sides of the whitened SVD, N×n and n×o, each with √σ; the first unwhitened, rows in the order i h w."""
+        flat = self.target.reshape(len(self.target), -1)
+        left, values, right = np.linalg.svd(flat @ self.root, full_matrices=False)
+        scale = np.sqrt(values)
+        return np.linalg.solve(self.root.T, right.T) * scale, (left * scale).T
 
-    def _flat(self) -> Array:
-        return self.target.reshape(len(self.target), -1)
+    @cached_property
+    def _channel_root(self) -> Array:
+        """The root of the mean over the taps of the input channels' metric, i×i."""
+        _, i, h, w = self.target.shape
+        return np.linalg.cholesky(np.einsum("itjt->ij", self.metric.reshape(i, h * w, i, h * w)) / (h * w))
 
     def _optimal(self, form: Form, rank: int) -> Factors:
-        left, values, right = np.linalg.svd(self._flat() @ self.root, full_matrices=False)
-        scale = np.sqrt(values[:rank])
-        first = np.linalg.solve(self.root.T, right[:rank].T) * scale  # N×r, rows in the order i h w
-        return Factors(form.kernels(first, (left[:, :rank] * scale).T, self.target.shape))
+        first, second = self._sides
+        return Factors(form.kernels(first[:, :rank], second[:rank], self.target.shape))
 
-    def _start(self, form: AnyForm, rank: int) -> Factors:
+    def _start(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
         """Plain factors of the kernel with its input channels whitened, as far as that is a kernel again."""
-        _, i, h, w = self.target.shape
-        blocks = np.einsum("itjt->ij", self.metric.reshape(i, h * w, i, h * w)) / (h * w)
-        root = np.linalg.cholesky(blocks)
-        white = np.einsum("oihw,ij->ojhw", self.target, root)
-        if isinstance(form, Form):
-            factors = truncated_svd(white, form, rank)
-        else:
-            factors = tucker2(white, form.ranks(self.target.shape, rank))
+        i, root = self.target.shape[1], self._channel_root
+        factors = plain_factors(np.einsum("oihw,ij->ojhw", self.target, root), form, ranks)
         first = factors.kernels[0]
         back = np.linalg.solve(root.T, first.transpose(1, 0, 2, 3).reshape(i, -1))
         unwhitened = back.reshape(i, len(first), *first.shape[2:]).transpose(1, 0, 2, 3)

@@ -102,7 +102,7 @@ def _saves(spectrum: _Spectrum, rank: int) -> bool:
 
 def _decide(layer: Layer, spectrum: _Spectrum | None, energy: float, tile: int, before: int | None) -> LayerDecision:
     if spectrum is None or layer.pixels is None:
-        reason = layer.obstacle or ("kept by name" if spectrum is None else "its spatial sizes are not known")
+        reason = layer.closed or "kept by name"
         return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
     rank, form = _rank(spectrum, energy, tile), spectrum.form
     even = form.break_even(layer.shape, layer.pixels)

@@ -7,7 +7,7 @@ layer, each seeing what the compressed network before it puts out; without data,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -23,11 +23,11 @@ from .aware import unweighted, whitened
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
-from .damage import Candidate, Effects, candidates, decomposed
-from .decompose import Factors
-from .fold import finished, naming, opened, record_names, stamp
-from .forms import Form, resolve_any
-from .graphs import drop_unused_initializers, is_large, refresh_shapes, write_into
+from .damage import Candidate, Effects, candidates
+from .decompose import Factors, plain_factors
+from .fold import finished, naming, opened, record_names, written
+from .forms import resolve_any
+from .graphs import drop_unused_initializers, is_large, refresh_shapes
 from .layers import Layer, layers_of
 from .moments import collect
 from .opsets import target as runtime_named
@@ -35,16 +35,12 @@ from .parity import lossy_check, require
 from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
 from .prune import prune
+from .reporting import Report, silent
 from .solve import Step, frontier, within
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
 _SUMMARY = "compressed.json"
-Report = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress to show."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Network:
             few = min(self.samples.count, _EFFECT_SAMPLES)
             effects = Effects(self.original, replace_fields(self.samples, count=few))
         found: dict[str, list[Candidate]] = {}
-        layers = [layer for layer in layers_of(self.model) if self._is_open(layer, wish)]
+        layers = [layer for layer in layers_of(self.model) if not layer.closed and layer.name not in wish.keep]
         for number, layer in enumerate(layers):
             self.report("scoring layers", number, len(layers))
             moments = None if self.samples is None else collect(layer, self.original, self.original, self.samples)
@@ -115,27 +111,25 @@ class Network:
         decided = dict(plan.layers)
         for number, name in enumerate(wanted):
             self.report("factorising", number, len(wanted))
-            loss = self._factorize_one(layers[name], plan.layers[name])
-            decided[name] = plan.layers[name].model_copy(update={"loss": loss})
+            decided[name] = self._factorize_one(layers[name], plan.layers[name])
         drop_unused_initializers(self.model.graph)
         refresh_shapes(self.model)
         return plan.model_copy(update={"layers": decided})
 
-    def _factorize_one(self, layer: Layer, decision: LayerDecision) -> float:
-        form, rank = form_of(layer, decision), max(decision.ranks)
+    def _factorize_one(self, layer: Layer, decision: LayerDecision) -> LayerDecision:
+        form, bias = form_of(layer, decision), None
         if self.samples is None:
-            factors = decomposed(layer, form, rank, None)
-            replace(layer, form, factors)
-            return unweighted(layer.kernel).score(factors.to_dense())
-        moments = collect(layer, ir.to_proto(self.model), self.original, self.samples)
-        factors = decomposed(layer, form, rank, whitened(layer.kernel, moments))
-        kernel = factors.to_dense()
-        replace(layer, form, factors, moments.bias(kernel) if layer.node.op_type != "MatMul" else None)
-        return moments.score(kernel)
-
-    @staticmethod
-    def _is_open(layer: Layer, wish: Wish) -> bool:
-        return layer.obstacle is None and layer.pixels is not None and layer.name not in wish.keep
+            moments = unweighted(layer.kernel)
+            factors = plain_factors(layer.kernel, form, decision.ranks)
+        else:
+            moments = collect(layer, ir.to_proto(self.model), self.original, self.samples)
+            factors = whitened(layer.kernel, moments).factors(form, decision.ranks)
+            if layer.node.op_type != "MatMul":
+                bias = moments.bias(factors.to_dense())
+        replace(layer, form, factors, bias)
+        shapes = [kernel.shape for kernel in factors.kernels]
+        macs = None if layer.pixels is None else form.macs_of(shapes, layer.pixels)
+        return decision.model_copy(update={"loss": moments.score(factors.to_dense()), "macs": macs})
 
 
 def plan_of(
@@ -165,7 +159,9 @@ def plan_of(
             dense_macs=dense_macs,
         )
     assert wish.macs is not None, "Wish has checked it"
-    step = within(steps, round(wish.macs * _total(network.model)))
+    if not steps[0].cost:
+        raise CheckFailed("expected layers whose MACs are known, found none; give the input's sizes with --shape")
+    step = within(steps, round(wish.macs * steps[0].cost))
     layers = {layer.name: _decided(layer, step, wish, dense_macs) for layer in layers_of(network.model)}
     return Plan(tile=wish.tile, groups=groups, layers=layers)
 
@@ -178,30 +174,28 @@ def steps_of(network: Network, wish: Wish) -> list[Step]:
 
 
 def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | None]) -> LayerDecision:
-    before, chosen = dense_macs.get(layer.name, layer.macs), step.chosen.get(layer.name)
-    if layer.obstacle or layer.macs is None or layer.name in wish.keep:
-        reason = layer.obstacle or ("kept by name" if layer.name in wish.keep else "its spatial sizes are not known")
-        return _dense(layer, dense_macs, reason)
-    if chosen is None:
+    chosen = step.chosen.get(layer.name)
+    if layer.closed or layer.name in wish.keep:
+        return _dense(layer, dense_macs, layer.closed or "kept by name")
+    if chosen is None or layer.macs is None:
         return _dense(layer, dense_macs, "every candidate would damage more for each MAC than those taken elsewhere")
-    form = resolve_any(chosen.form, layer.shape)
-    ranks = [chosen.rank] if isinstance(form, Form) else list(form.ranks(layer.shape, chosen.rank))
     return LayerDecision.model_validate(
         {
             "form": chosen.form,
-            "ranks": ranks,
-            "full_rank": form.full_rank(layer.shape),
+            "ranks": list(chosen.ranks),
+            "full_rank": resolve_any(chosen.form, layer.shape).full_rank(layer.shape),
             "loss": chosen.loss,
             "reason": f"{layer.macs / chosen.macs:.2f}× fewer MACs for {chosen.loss:.2%} of the layer's output",
-            "macs_dense": before,
+            "macs_dense": dense_macs.get(layer.name, layer.macs),
             "macs": chosen.macs,
         }
     )
 
 
 def _dense(layer: Layer, dense_macs: dict[str, int | None], reason: str) -> LayerDecision:
-    before = dense_macs.get(layer.name, layer.macs)
-    return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
+    return LayerDecision(
+        form="dense", reason=reason, macs_dense=dense_macs.get(layer.name, layer.macs), macs=layer.macs
+    )
 
 
 def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -> dict[str, GroupDecision]:
@@ -217,14 +211,6 @@ def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -
     return joined
 
 
-def _total(model: ir.Model) -> int:
-    macs = {layer.name: layer.macs for layer in layers_of(model)}
-    total = sum(count for count in macs.values() if count is not None)
-    if not total:
-        raise CheckFailed("expected layers whose MACs are known, found none; give the input's sizes with --shape")
-    return total
-
-
 @dataclass(frozen=True)
 class Job:
     """One compression as the command asks for it. `report(what, done, total)` is called as it goes."""
@@ -237,7 +223,7 @@ class Job:
     frontier: bool = False
     target_ort: str | None = None
     given: Given | None = None
-    report: Report = _silent
+    report: Report = silent
 
     def into(self, folder: Path, source: Path, name: str) -> list[str]:
         """Work in a scratch folder; returns the files there, first the summary (`Compressed`), the model's last.
@@ -246,7 +232,6 @@ class Job:
         exact or the budget cannot be met.
         """
         wanted = None if self.target_ort is None else runtime_named(self.target_ort)
-        parity_name, plan_name = record_names(name)
         with naming(source):
             model, case = opened(source, self.given or Given(), folder)
             samples = self._samples(model)
@@ -261,16 +246,14 @@ class Job:
             plan = plan_of(network, self.wish, steps, groups, dense_macs)
             plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
             if self.plan_only:
+                plan_name = record_names(name)[1]
                 plan.write(folder / plan_name)
                 return [self._summary(folder, plan, steps), plan_name]
             plan = network.factorize(plan)
             model = finished(model, wanted)
             content = case.content(model)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
-        stamp(model, plan)
-        Parity(checks=checks).write(folder / parity_name)
-        plan.write(folder / plan_name)
-        return [self._summary(folder, plan, steps), parity_name, plan_name, *write_into(folder, name, model)]
+        return [self._summary(folder, plan, steps), *written(folder, name, model, plan, Parity(checks=checks))]
 
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:

@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from .aware import Moments, Whitened, unweighted, whitened
+from .aware import Moments, unweighted, whitened
 from .calibration import Feed, Samples
-from .decompose import Factors, truncated_svd, tucker2
-from .forms import AnyForm, Form, resolve_any
+from .decompose import Factors, plain_factors
+from .forms import AnyForm, resolve_any
 from .layers import Layer
 from .sessions import session
 from .tile import up_to_tile
@@ -32,7 +32,7 @@ class Candidate:
     """One way to write a layer: `loss` is its share of output variance, `damage` that times the layer's effect."""
 
     form: str
-    rank: int
+    ranks: tuple[int, ...]
     macs: int
     parameters: int
     loss: float
@@ -51,15 +51,6 @@ def ranks_to_try(form: AnyForm, layer: Layer, tile: int) -> list[int]:
     return [on_tile[round(index)] for index in np.linspace(0, len(on_tile) - 1, RANKS)]
 
 
-def decomposed(layer: Layer, form: AnyForm, rank: int, target: Whitened | None) -> Factors:
-    """Factors at a rank: data-aware where there is a target, else plain SVD or HOOI."""
-    if target is not None:
-        return target.factors(form, rank)
-    if isinstance(form, Form):
-        return truncated_svd(layer.kernel, form, rank)
-    return tucker2(layer.kernel, form.ranks(layer.shape, rank))
-
-
 def candidates(
     layer: Layer, forms: Sequence[str], tile: int, moments: Moments | None, effect: Callable[[Factors, float], float]
 ) -> list[Candidate]:
@@ -73,7 +64,8 @@ def candidates(
     found: list[tuple[AnyForm, int, Factors, float]] = []
     for form in _distinct(forms, layer):
         for rank in ranks_to_try(form, layer, tile):
-            factors = decomposed(layer, form, rank, target)
+            ranks = form.ranks(layer.shape, rank)
+            factors = target.factors(form, ranks) if target else plain_factors(layer.kernel, form, ranks)
             found.append((form, rank, factors, judged.score(factors.to_dense())))
     if not found:
         return []
@@ -82,7 +74,7 @@ def candidates(
     return [
         Candidate(
             form.name,
-            rank,
+            form.ranks(layer.shape, rank),
             form.macs(layer.shape, rank, layer.pixels),
             form.parameters(layer.shape, rank),
             loss,
@@ -131,10 +123,5 @@ def _with_kernel(proto: onnx.ModelProto, layer: Layer, kernel: NDArray) -> onnx.
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     stored = next(entry for entry in changed.graph.initializer if entry.name == weight.name)
-    shape = tuple(stored.dims)
-    turned = layer.node.op_type == "MatMul" or (
-        layer.node.op_type == "Gemm" and not layer.node.attributes.get_int("transB", 0)
-    )
-    numbers = kernel.reshape(kernel.shape[:2]).T if turned else kernel.reshape(shape)
-    stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numbers, np.float32), stored.name))
+    stored.CopyFrom(numpy_helper.from_array(layer.stored(kernel), stored.name))
     return changed

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from .forms import Form
+from .forms import AnyForm, Form
 
 Array = NDArray[np.floating]
 
@@ -81,7 +81,12 @@ def truncated_svd(kernel: Array, form: Form, rank: int) -> Factors:
     return Factors(form.kernels(left[:, :rank] * root, root[:, None] * right[:rank], kernel.shape))
 
 
-def tucker2(kernel: Array, ranks: tuple[int, int], sweeps: int = HOOI_SWEEPS) -> Factors:
+def plain_factors(kernel: Array, form: AnyForm, ranks: Sequence[int]) -> Factors:
+    """The factors nearest to the kernel itself: truncated SVD, for tucker-2 HOOI."""
+    return truncated_svd(kernel, form, *ranks) if isinstance(form, Form) else tucker2(kernel, ranks)
+
+
+def tucker2(kernel: Array, ranks: Sequence[int], sweeps: int = HOOI_SWEEPS) -> Factors:
     """1×1 i→r₁, h×w r₁→r₂, 1×1 r₂→o by higher-order orthogonal iteration (De Lathauwer et al. 2000), in float64.
 
     The error falls with every sweep; unlike the SVD's it is a local optimum. Raises ValueError for ranks beyond

@@ -116,12 +116,18 @@ def fold_into(
         model = finished(model, wanted)
         case.exact(model, "fold dead channels")
     plan = _plan(model, sha256_of(source), tile, groups, dense_macs)
-    stamp(model, plan)
-    parity, parity_name, plan_name = Parity(checks=case.checks), *record_names(name)
+    parity = Parity(checks=case.checks)
+    names += written(folder, name, model, plan, parity)
+    return plan, parity
+
+
+def written(folder: Path, name: str, model: ir.Model, plan: Plan, parity: Parity) -> list[str]:
+    """Write the model, stamped, with its records; returns the names, the model's last."""
+    _stamp(model, plan)
+    parity_name, plan_name = record_names(name)
     parity.write(folder / parity_name)
     plan.write(folder / plan_name)
-    names += [parity_name, plan_name, *write_into(folder, name, model)]
-    return plan, parity
+    return [parity_name, plan_name, *write_into(folder, name, model)]
 
 
 def opened(source: Path, given: Given, folder: Path) -> tuple[ir.Model, _Case]:
@@ -222,7 +228,7 @@ def _plan(
     return Plan(source_sha256=source_sha256, tile=tile, groups=groups, layers=layers)
 
 
-def stamp(model: ir.Model, plan: Plan) -> None:
+def _stamp(model: ir.Model, plan: Plan) -> None:
     """Say in the file where it comes from."""
     model.producer_name, model.producer_version = "rankfold", __version__
     model.metadata_props["rankfold.version"] = __version__

@@ -10,7 +10,9 @@ spatial is the separable scheme of Jaderberg et al. (BMVC 2014).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,8 +30,61 @@ class Pixels(NamedTuple):
     out_w: int
 
 
+class AnyForm(ABC):
+    """What all forms have: how large their factors are and what these cost.
+
+    One number, `rank`, walks through a form's sizes; `ranks` are the channels between its factors at that number.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def walked(self) -> tuple[frozenset[str], ...]:
+        """For each factor the axes whose stride, dilation and padding it has."""
+
+    @abstractmethod
+    def factor_shapes(self, shape: Sequence[int], rank: int) -> tuple[KernelShape, ...]:
+        """Kernel shapes of the convolutions at `rank`, in the order they run."""
+
+    @abstractmethod
+    def most(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The largest ranks: there the factors can reproduce any kernel."""
+
+    def full_rank(self, shape: Sequence[int]) -> int:
+        """The number at which all ranks are the largest."""
+        return max(self.most(shape))
+
+    def ranks(self, shape: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Channels between the factors at `rank`, each cut to its largest."""
+        return tuple(min(rank, most) for most in self.most(shape))
+
+    def parameters(self, shape: Sequence[int], rank: int) -> int:
+        """Weights in all factors, without the bias."""
+        return sum(_size(factor) for factor in self.factor_shapes(shape, rank))
+
+    def macs(self, shape: Sequence[int], rank: int, pixels: Pixels) -> int:
+        """Multiply-accumulates of all factors for one image."""
+        return self.macs_of(self.factor_shapes(shape, rank), pixels)
+
+    def macs_of(self, factors: Iterable[Sequence[int]], pixels: Pixels) -> int:
+        """The same for factors of any shapes: each has the output's size along the axes walked so far."""
+        total, done = 0, frozenset[str]()
+        for factor, axes in zip(factors, self.walked, strict=True):
+            done |= axes
+            height = pixels.out_h if "h" in done else pixels.in_h
+            width = pixels.out_w if "w" in done else pixels.in_w
+            total += _size(factor) * height * width
+        return total
+
+    def break_even(self, shape: Sequence[int], pixels: Pixels) -> int:
+        """The largest rank with strictly fewer MACs than the dense layer; 0 if there is none."""
+        dense, ranks = dense_macs(shape, pixels), range(1, self.full_rank(shape) + 1)
+        return bisect_left(ranks, dense, key=lambda rank: self.macs(shape, rank, pixels))
+
+
 @dataclass(frozen=True)
-class Form:
+class Form(AnyForm):
     """One row of the table. `strided` are the axes that the first factor walks, with its stride and taps."""
 
     name: str
@@ -40,7 +95,7 @@ class Form:
 
     @property
     def walked(self) -> tuple[frozenset[str], ...]:
-        """For each factor the axes whose stride, dilation and padding it has."""
+        """See `AnyForm`."""
         return self.strided, frozenset("hw") - self.strided
 
     def matricize(self, kernel: Any) -> Any:
@@ -61,73 +116,44 @@ class Form:
         )
 
     def factor_shapes(self, shape: Sequence[int], rank: int) -> tuple[KernelShape, KernelShape]:
-        """Kernel shapes of the two convolutions at `rank`."""
+        """r×i×…, o×r×…."""
         o, i, h, w = shape
         first_h, first_w = (h if "h" in self.strided else 1), (w if "w" in self.strided else 1)
         return (rank, i, first_h, first_w), (o, rank, h // first_h, w // first_w)
 
-    def full_rank(self, shape: Sequence[int]) -> int:
-        """The smaller side of the matrix: at this rank a factorisation can reproduce any kernel."""
+    def most(self, shape: Sequence[int]) -> tuple[int]:
+        """The smaller side of the matrix."""
         (_, i, first_h, first_w), (o, _, h, w) = self.factor_shapes(shape, 1)
-        return min(i * first_h * first_w, o * h * w)
-
-    def parameters(self, shape: Sequence[int], rank: int) -> int:
-        """Weights in both factors, without the bias."""
-        return sum(_size(factor) for factor in self.factor_shapes(shape, rank))
-
-    def macs(self, shape: Sequence[int], rank: int, pixels: Pixels) -> int:
-        """Multiply-accumulates of both factors for one image; linear in `rank`.
-
-        The first factor already has the output's size along the axes it strides over, the input's along
-        the others.
-        """
-        first, second = self.factor_shapes(shape, rank)
-        height = pixels.out_h if "h" in self.strided else pixels.in_h
-        width = pixels.out_w if "w" in self.strided else pixels.in_w
-        return _size(first) * height * width + _size(second) * pixels.out_h * pixels.out_w
+        return (min(i * first_h * first_w, o * h * w),)
 
     def break_even(self, shape: Sequence[int], pixels: Pixels) -> int:
-        """The largest rank with strictly fewer MACs than the dense layer; 0 if there is none."""
+        """As for all, also above the full rank: MACs are linear in the rank."""
         return (dense_macs(shape, pixels) - 1) // self.macs(shape, 1, pixels)
 
 
 @dataclass(frozen=True)
-class Tucker2:
+class Tucker2(AnyForm):
     """1×1 i→r₁, h×w r₁→r₂, 1×1 r₂→o (Kim et al., ICLR 2016): no matrix, two ranks.
 
     One number stands for both, each cut to the channels of its side (design §4: r₁ = r₂).
     """
 
     name: str = "tucker-2"
-    walked: tuple[frozenset[str], ...] = (frozenset(), frozenset("hw"), frozenset())
 
-    def ranks(self, shape: Sequence[int], rank: int) -> tuple[int, int]:
-        """(r₁, r₂)."""
-        return min(rank, shape[1]), min(rank, shape[0])
+    @property
+    def walked(self) -> tuple[frozenset[str], ...]:
+        """See `AnyForm`."""
+        return frozenset(), frozenset("hw"), frozenset()
+
+    def most(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(i, o): there the core is the kernel."""
+        return shape[1], shape[0]
 
     def factor_shapes(self, shape: Sequence[int], rank: int) -> tuple[KernelShape, ...]:
-        """Kernel shapes of the three convolutions."""
+        """r₁×i, r₂×r₁×h×w, o×r₂."""
         o, i, h, w = shape
         into, out = self.ranks(shape, rank)
         return (into, i, 1, 1), (out, into, h, w), (o, out, 1, 1)
-
-    def full_rank(self, shape: Sequence[int]) -> int:
-        """The larger number of channels: there the core is the kernel."""
-        return max(shape[0], shape[1])
-
-    def parameters(self, shape: Sequence[int], rank: int) -> int:
-        """Weights of the three factors, without the bias."""
-        return sum(_size(factor) for factor in self.factor_shapes(shape, rank))
-
-    def macs(self, shape: Sequence[int], rank: int, pixels: Pixels) -> int:
-        """Multiply-accumulates for one image: the first factor at the input's size, the others at the output's."""
-        first, core, last = self.factor_shapes(shape, rank)
-        return _size(first) * pixels.in_h * pixels.in_w + (_size(core) + _size(last)) * pixels.out_h * pixels.out_w
-
-    def break_even(self, shape: Sequence[int], pixels: Pixels) -> int:
-        """The largest rank with strictly fewer MACs than the dense layer; 0 if there is none."""
-        dense, full = dense_macs(shape, pixels), self.full_rank(shape)
-        return next((rank for rank in range(full, 0, -1) if self.macs(shape, rank, pixels) < dense), 0)
 
 
 FORMS: Mapping[str, Form] = {
@@ -142,7 +168,6 @@ FORMS: Mapping[str, Form] = {
 
 
 TUCKER2 = Tucker2()
-AnyForm = Form | Tucker2
 
 
 def resolve_any(name: str, shape: Sequence[int]) -> AnyForm:

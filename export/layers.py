@@ -41,6 +41,21 @@ class Layer:
         """Multiply-accumulates for one image, None when the spatial sizes are unknown."""
         return None if self.pixels is None else dense_macs(self.shape, self.pixels)
 
+    @property
+    def closed(self) -> str | None:
+        """Why there is nothing to plan for the layer, None where there is."""
+        return self.obstacle or ("its spatial sizes are not known" if self.pixels is None else None)
+
+    def stored(self, kernel: NDArray) -> NDArray[np.float32]:
+        """Any o×i×h×w kernel as the node's own operator stores its weight."""
+        operator = self.node.op_type
+        if operator in ("Gemm", "MatMul"):
+            matrix = kernel.reshape(kernel.shape[:2])
+            as_is = operator == "Gemm" and self.node.attributes.get_int("transB", 0)
+            return np.ascontiguousarray(matrix if as_is else matrix.T, np.float32)
+        spatial = len(sizes(self.node.inputs[1])) - 2
+        return np.ascontiguousarray(kernel.reshape(kernel.shape[: 2 + spatial]), np.float32)
+
 
 def name_layers(model: ir.Model) -> None:
     """Name every layer's node after its weight (`conv1.weight` → `conv1`), stable, safe and unique.

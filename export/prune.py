@@ -9,7 +9,7 @@ again one after the other, and folding takes them out exactly.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -22,11 +22,10 @@ from ..errors import CheckFailed
 from .aware import Moments, best_kernel, damped
 from .calibration import Samples
 from .coupling import Coupling, Read, couple
-from .graphs import array, input_at, own_input, set_array
+from .graphs import array, own_input, set_array
 from .layers import Layer, layers_of
 from .moments import collect
-
-Report = Callable[[str, int, int], None]
+from .reporting import Report, silent
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,19 @@ class Family:
 
 
 def prune(
-    model: ir.Model, ratio: float, *, tile: int, samples: Samples | None, report: Report = lambda *_: None
+    model: ir.Model,
+    ratio: float,
+    *,
+    tile: int,
+    samples: Samples | None,
+    refit: bool = True,
+    report: Report = silent,
 ) -> dict[str, int]:
     """Zero the least salient channels until `ratio` of the MACs would be gone; returns how many by layer.
 
     `model` is canonical with folded BatchNormalization; folding afterwards takes the channels out. Every family keeps
-    at least a tile. Raises CheckFailed when so much cannot go.
+    at least a tile. Without `refit` the layers behind keep their other weights. Raises CheckFailed when so much cannot
+    go.
     """
     original = ir.to_proto(model)
     coupling = couple(model.graph)
@@ -51,7 +57,7 @@ def prune(
     saliency = _saliency(coupling, layers, original, samples, report)
     dead = _chosen(coupling, layers, _families(coupling, layers, saliency), ratio, tile)
     zeroed = _zero(coupling, dead)
-    if samples is not None and dead:
+    if samples is not None and refit and dead:
         _refit(model, coupling, dead, original, samples, report)
     return zeroed
 
@@ -231,9 +237,5 @@ def _refit(
 
 
 def _store(layer: Layer, kernel: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
-    weight = array(input_at(layer.node, 1))
-    assert weight is not None, f"layer {layer.name!r} has no constant weight"
-    turned = layer.node.op_type == "Gemm" and not layer.node.attributes.get_int("transB", 0)
-    numbers = kernel.reshape(len(kernel), -1).T if turned else kernel
-    own_input(layer.node, 1, numbers.reshape(weight.shape).astype(weight.dtype), f"{layer.name}.weight")
-    own_input(layer.node, 2, bias.astype(weight.dtype), f"{layer.name}.bias")
+    own_input(layer.node, 1, layer.stored(kernel), f"{layer.name}.weight")
+    own_input(layer.node, 2, bias.astype(np.float32), f"{layer.name}.bias")

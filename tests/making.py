@@ -1,4 +1,4 @@
-"""`make` on a tiny recipe in a temporary folder, with every rankfold command it gives written down."""
+"""The command line, and `make` on a tiny recipe in a temporary folder with every command it gives written down."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from pathlib import Path
 from .conftest import ROOT
 from .train.recipes import toml
 
+RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
 GOALS = ("train", "export", "bench", "report")
 _RECORDER = """#!/bin/sh
 echo "$*" >> "{log}"
 exec "{python}" -P -m rankfold "$@"
 """
+
+
+def rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run([*RANKFOLD, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
 class Maker:

@@ -30,10 +30,9 @@ from rankfold.files import sha256_of
 from rankfold.records import Bench, Evaluation, Parity, Plan, TrainRecord
 from rankfold.train import checkpoint
 
-from .making import Maker
+from .making import RANKFOLD, Maker
 from .train.recipes import toml
 
-RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
 _PATIENCE_S = 120.0  # until a child has done something; a slow machine imports torch for half a minute
 _LAST_BOARD_S = 30.0  # one that was just being started ends by itself, once it has read that nobody is there
 _PROGRESS = re.compile(r"\S+: \d+/\d+ .*")  # what a command says every 10 s where stderr is no terminal

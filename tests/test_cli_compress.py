@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,7 @@ from rankfold.records import Parity, Plan
 from rankfold.runtime.costs import count
 
 from .export.nets import Net
-
-RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
-
-
-def _rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RANKFOLD, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+from .making import rankfold
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +47,7 @@ def test_data_makes_the_same_macs_cost_less(models, tmp_path):
     errors = {}
     for name, options in (("plain", []), ("aware", ["--data", "data.npz"])):
         out = tmp_path / f"{name}.onnx"
-        done = _rankfold(models, "compress", "net.onnx", "-o", str(out), "--macs", "0.6", "--tile", "1", *options)
+        done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--macs", "0.6", "--tile", "1", *options)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         plan = Plan.read(out.with_suffix(".plan.json"))
         counted = count(out)
@@ -72,12 +65,12 @@ def test_data_makes_the_same_macs_cost_less(models, tmp_path):
 def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_path):
     first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
     options = ("--macs", "0.6", "--tile", "1", "--data", "data.npz")
-    planned = _rankfold(models, "compress", "net.onnx", "-o", str(first), *options, "--plan-only", "--frontier")
+    planned = rankfold(models, "compress", "net.onnx", "-o", str(first), *options, "--plan-only", "--frontier")
     assert planned.returncode == 0, planned.stderr
     assert "predicted damage" in planned.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"first.plan.json"}
     plan = str(tmp_path / "first.plan.json")
-    done = _rankfold(
+    done = rankfold(
         models, "compress", "net.onnx", "-o", str(again), "--plan", plan, "--tile", "1", "--data", "data.npz"
     )
     assert done.returncode == 0, done.stderr
@@ -88,7 +81,7 @@ def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_p
 def test_pruning_and_factorising_go_together(models, tmp_path):
     out = tmp_path / "small.onnx"
     wish = ("--prune", "0.3", "--macs", "0.7", "--tile", "1", "--data", "data.npz")
-    done = _rankfold(models, "compress", "net.onnx", "-o", str(out), *wish)
+    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *wish)
     assert done.returncode == 0, done.stderr
     plan = Plan.read(out.with_suffix(".plan.json"))
     assert any("pruned" in group.reason for group in plan.groups.values())
@@ -102,7 +95,7 @@ def test_pruning_and_factorising_go_together(models, tmp_path):
 
 def test_full_rank_changes_nothing(models, tmp_path):
     out = tmp_path / "same.onnx"
-    done = _rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
+    done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
     assert done.returncode == 0, done.stderr
     assert _error(models, out) < 1e-9
 
@@ -132,7 +125,7 @@ def test_bad_input_is_one_line(models, tmp_path, arguments, says):
         (tmp_path / f"{name}.json").write_text(json.dumps({"format": 1, "tile": 1, "layers": layers}))
     (tmp_path / "torn.json").write_text('{"format": 1, "til')
     before = {path.name for path in tmp_path.iterdir()}
-    done = _rankfold(tmp_path, "compress", *shlex.split(arguments))
+    done = rankfold(tmp_path, "compress", *shlex.split(arguments))
     assert done.returncode in (1, 2)
     (line,) = done.stderr.splitlines()
     assert line.startswith("rankfold: ")

@@ -16,13 +16,7 @@ from rankfold.records import ModelScore, Parity, Plan
 
 from .export.conftest import chain
 from .export.written import LOOP, OPEN, TOKENS, parsed
-from .making import environment
-
-RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
-
-
-def _rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RANKFOLD, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+from .making import environment, rankfold
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,7 @@ def models(tmp_path_factory) -> Path:
 def folded(models, tmp_path_factory) -> Path:
     """chain.onnx after `rankfold fold`."""
     out = tmp_path_factory.mktemp("folded") / "small.onnx"
-    done = _rankfold(models, "fold", "chain.onnx", "-o", str(out), "--tile", "1", "--target-ort", "1.17")
+    done = rankfold(models, "fold", "chain.onnx", "-o", str(out), "--tile", "1", "--target-ort", "1.17")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "3 channels folded" in done.stdout
@@ -74,7 +68,7 @@ def test_fold_leaves_three_files(folded):
     ],
 )
 def test_fold_takes_inputs_as_they_are(models, tmp_path, arguments):
-    done = _rankfold(models, *arguments, "-o", str(tmp_path / "out.onnx"))
+    done = rankfold(models, *arguments, "-o", str(tmp_path / "out.onnx"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.onnx").exists()
 
@@ -173,29 +167,29 @@ def test_what_is_wrong_is_one_line_and_no_file(outcomes, line, code, says):
 
 
 def test_model_says_what_is_in_a_file(models):
-    done = _rankfold(models, "model", "chain.onnx")
+    done = rankfold(models, "model", "chain.onnx")
     assert done.returncode == 0, done.stderr
     assert "2 dead channels folded" in done.stdout
     assert "float32 batch×3×12×10" in done.stdout
-    found = json.loads(_rankfold(models, "model", "chain.onnx", "--json").stdout)
+    found = json.loads(rankfold(models, "model", "chain.onnx", "--json").stdout)
     assert [row["name"] for row in found["layers"]] == ["a", "b", "fc"]
 
 
 def test_evaluate_by_labels_by_the_original_and_by_a_command(models, folded, tmp_path):
-    labels = _rankfold(models, "evaluate", "chain.onnx", "--data", "data.npz", "-o", str(tmp_path / "score.json"))
+    labels = rankfold(models, "evaluate", "chain.onnx", "--data", "data.npz", "-o", str(tmp_path / "score.json"))
     assert labels.returncode == 0, labels.stderr
     score = ModelScore.read(tmp_path / "score.json")
     assert f"{score.value:.2%} ({score.low:.2%} to {score.high:.2%}), top-1, 40 inputs of data" in labels.stdout
-    agreed = _rankfold(models, "evaluate", str(folded), "--data", "unlabelled.npz", "--reference", "chain.onnx")
+    agreed = rankfold(models, "evaluate", str(folded), "--data", "unlabelled.npz", "--reference", "chain.onnx")
     assert "small.onnx: 100.00%" in agreed.stdout
     assert "there are no labels, so this says nothing about accuracy" in agreed.stdout
     command = f"{sys.executable} -c 'print(3); print(0.5)' {{model}}"
-    assert "small.onnx: 0.5, command: " in _rankfold(models, "evaluate", str(folded), "--metric", command).stdout
+    assert "small.onnx: 0.5, command: " in rankfold(models, "evaluate", str(folded), "--metric", command).stdout
 
 
 def test_bench_takes_inputs_as_they_are(models, tmp_path):
     for arguments in (["open.onnx", "--shape", "image:1x3x10x9"], ["tokens.onnx", "--inputs", "tokens.npz"]):
-        done = _rankfold(models, "bench", *arguments, "--pairs", "2", "-o", str(tmp_path / "bench.json"))
+        done = rankfold(models, "bench", *arguments, "--pairs", "2", "-o", str(tmp_path / "bench.json"))
         assert done.returncode == 0, done.stderr
     shapes = json.loads((tmp_path / "bench.json").read_text())["context"]["input_shapes"]
     assert shapes == {"tokens": [2, 9], "mask": [2, 9]}
@@ -203,7 +197,7 @@ def test_bench_takes_inputs_as_they_are(models, tmp_path):
 
 @pytest.mark.parametrize("command", ["fold", "model", "evaluate"])
 def test_help_has_examples_and_is_quick_to_import(command):
-    done = _rankfold(Path("/"), command, "--help")
+    done = rankfold(Path("/"), command, "--help")
     assert done.returncode == 0
     assert f"rankfold {command} " in done.stdout
     code = "import sys, rankfold.cli; sys.exit(bool({'onnx', 'onnxruntime', 'numpy', 'torch'} & set(sys.modules)))"

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...records import LayerDecision
-from ..decompose import Factors, truncated_svd, tucker2
-from ..forms import AnyForm, Form, resolve_any
-from ..graphs import add_initializer, drop_unused_initializers, input_at, refresh_shapes, remove_node, sizes
+from ..decompose import Factors, plain_factors
+from ..forms import AnyForm, resolve_any
+from ..graphs import add_initializer, drop_unused_initializers, input_at, refresh_shapes, remove_node
 from ..layers import Layer, layers_of
 
 _AXES = "hw"
@@ -37,8 +37,9 @@ def factorize(model: ir.Model, decisions: Mapping[str, LayerDecision]) -> list[s
     for name in replaced:
         if name not in layers:
             raise InputError(f"the plan factorises '{name}', a layer the model does not have; plan it again")
-        form = form_of(layers[name], wanted[name])
-        replace(layers[name], form, _plain(layers[name], form, wanted[name].ranks))
+        layer, ranks = layers[name], wanted[name].ranks
+        form = form_of(layer, wanted[name])
+        replace(layer, form, plain_factors(layer.kernel, form, ranks))
     drop_unused_initializers(model.graph)
     refresh_shapes(model)
     return replaced
@@ -49,15 +50,10 @@ def form_of(layer: Layer, decision: LayerDecision) -> AnyForm:
     if layer.obstacle:
         raise InputError(f"layer '{layer.name}': {layer.obstacle}; plan it dense")
     form = resolve_any(decision.form, layer.shape)
-    if isinstance(form, Form):
-        fits = len(decision.ranks) == 1 and 1 <= decision.ranks[0] <= form.full_rank(layer.shape)
-        expected = f"one rank from 1 to {form.full_rank(layer.shape)}"
-    else:
-        o, i = layer.shape[:2]
-        fits = len(decision.ranks) == 2 and 1 <= decision.ranks[0] <= i and 1 <= decision.ranks[1] <= o
-        expected = f"two ranks, up to {i} and {o}"
-    if not fits:
-        raise InputError(f"layer '{layer.name}': expected {expected}, found {decision.ranks}; plan it again")
+    most, ranks = form.most(layer.shape), decision.ranks
+    if len(ranks) != len(most) or not all(1 <= rank <= limit for rank, limit in zip(ranks, most, strict=True)):
+        expected = f"one rank from 1 to {most[0]}" if len(most) == 1 else f"two ranks, up to {most[0]} and {most[1]}"
+        raise InputError(f"layer '{layer.name}': expected {expected}, found {ranks}; plan it again")
     return form
 
 
@@ -92,25 +88,16 @@ def _is_done(name: str, layers: Mapping[str, Layer]) -> bool:
     return name not in layers and f"{name}_v" in layers and f"{name}_u" in layers
 
 
-def _plain(layer: Layer, form: AnyForm, ranks: list[int]) -> Factors:
-    if isinstance(form, Form):
-        return truncated_svd(layer.kernel, form, ranks[0])
-    return tucker2(layer.kernel, (ranks[0], ranks[1]))
-
-
 def _node(layer: Layer, suffix: str, kernel: NDArray, axes: frozenset[str], source: ir.Value | None) -> ir.Node:
     """One factor as a node like the layer's own, with the stride and padding of `axes` only."""
     name, graph = f"{layer.name}_{suffix}", layer.node.graph
     assert isinstance(graph, ir.Graph), f"layer {layer.name!r} is in no graph"
-    operator = layer.node.op_type
-    if operator in ("Gemm", "MatMul"):
-        matrix = kernel.reshape(kernel.shape[:2])
-        stored, attributes = (matrix, {"transB": 1}) if operator == "Gemm" else (matrix.T, {})
-    else:
-        spatial = len(sizes(layer.node.inputs[1])) - 2
-        stored = kernel.reshape(kernel.shape[: 2 + spatial])
+    operator, stored = layer.node.op_type, layer.stored(kernel)
+    if operator == "Conv":
         attributes = _conv_attributes(layer.node, stored, axes)
-    weight = add_initializer(graph, f"{name}.weight", np.ascontiguousarray(stored, np.float32))
+    else:
+        attributes = {"transB": layer.node.attributes.get_int("transB", 0)} if operator == "Gemm" else {}
+    weight = add_initializer(graph, f"{name}.weight", stored)
     return ir.node(operator, [source, weight], attributes, name=name, version=layer.node.version)
 
 

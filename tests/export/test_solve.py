@@ -16,7 +16,7 @@ def problem(seed: int) -> tuple[dict[str, int], dict[str, list[Candidate]]]:
     rng = np.random.default_rng(seed)
     dense = {name: int(rng.integers(80, 200)) for name in "abcd"}
     found = {
-        name: [Candidate("channel", rank, int(macs * share), 0, 0.0, float(rng.exponential() * (1 - share) ** 2))
+        name: [Candidate("channel", (rank,), int(macs * share), 0, 0.0, float(rng.exponential() * (1 - share) ** 2))
                for rank, share in enumerate(rng.uniform(0.1, 0.95, 5), 1)]
         for name, macs in dense.items()
     }  # fmt: skip
@@ -39,12 +39,12 @@ def test_each_step_is_the_best_at_its_cost(seed):
 
 
 def test_a_candidate_that_costs_more_and_damages_more_is_never_taken():
-    good, worse = Candidate("spatial", 2, 50, 0, 0.1, 0.1), Candidate("channel", 2, 60, 0, 0.2, 0.2)
+    good, worse = Candidate("spatial", (2,), 50, 0, 0.1, 0.1), Candidate("channel", (2,), 60, 0, 0.2, 0.2)
     assert hull(100, [worse, good]) == [good]
 
 
 def test_a_budget_below_the_smallest_is_refused():
-    steps = frontier({"a": 100}, {"a": [Candidate("channel", 1, 40, 0, 0.5, 0.5)]})
+    steps = frontier({"a": 100}, {"a": [Candidate("channel", (1,), 40, 0, 0.5, 0.5)]})
     assert within(steps, 99).cost == 40
     assert within(steps, 100).chosen == {"a": None}
     with pytest.raises(CheckFailed, match="expected at most 39 MACs, found 40 at the smallest ranks; allow 40 or more"):

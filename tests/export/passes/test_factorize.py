@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from rankfold.errors import InputError
-from rankfold.export.forms import FORMS, Form, resolve_any
+from rankfold.export.forms import FORMS, resolve_any
 from rankfold.export.layers import layers_of
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.factorize import factorize
@@ -44,7 +44,7 @@ def _factorized(model, form: str, rank: int | None) -> tuple[ir.Model, int, int]
     assert layer.pixels is not None
     resolved = resolve_any(form, layer.shape)
     rank = rank or resolved.full_rank(layer.shape)
-    ranks = [rank] if isinstance(resolved, Form) else list(resolved.ranks(layer.shape, rank))
+    ranks = list(resolved.ranks(layer.shape, rank))
     decision = LayerDecision.model_validate({"form": resolved.name, "ranks": ranks, "reason": "test"})
     assert factorize(graph, {"a": decision}) == ["a"]
     assert factorize(graph, {"a": decision}) == []
