@@ -37,9 +37,9 @@ from .passes.fold_channels import fold_channels
 from .prune import prune
 from .reporting import Report, silent
 from .solve import Step, frontier, within
+from .walk import Walk
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
-_EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
 _SUMMARY = "compressed.json"
 
 
@@ -85,15 +85,13 @@ class Network:
 
     def candidates(self, wish: Wish) -> dict[str, list[Candidate]]:
         """Every layer's candidates with their damage."""
-        effects = None
-        if self.samples is not None:
-            few = min(self.samples.count, _EFFECT_SAMPLES)
-            effects = Effects(self.original, replace_fields(self.samples, count=few))
+        walk = None if self.samples is None else Walk(self.original, self.samples)
+        effects = None if walk is None else Effects(walk)
         found: dict[str, list[Candidate]] = {}
         layers = [layer for layer in layers_of(self.model) if not layer.closed and layer.name not in wish.keep]
         for number, layer in enumerate(layers):
             self.report("scoring layers", number, len(layers))
-            moments = None if self.samples is None else collect(layer, self.original, self.original, self.samples)
+            moments = None if walk is None else collect(layer, walk, walk)
 
             def effect(factors: Factors, loss: float, layer: Layer = layer) -> float:
                 return 1.0 if effects is None else effects.of(layer, factors, loss)
@@ -107,22 +105,25 @@ class Network:
         unknown = [name for name in plan.layers if name not in layers]
         if unknown:
             raise InputError(f"the plan names layer '{unknown[0]}', which the model does not have; plan it again")
+        walks = None if self.samples is None else (Walk(self.original, self.samples), Walk(self.original, self.samples))
         wanted = [name for name in layers if name in plan.layers and plan.layers[name].form != "dense"]
         decided = dict(plan.layers)
         for number, name in enumerate(wanted):
             self.report("factorising", number, len(wanted))
-            decided[name] = self._factorize_one(layers[name], plan.layers[name])
+            decided[name] = self._factorize_one(layers[name], plan.layers[name], walks)
         drop_unused_initializers(self.model.graph)
         refresh_shapes(self.model)
         return plan.model_copy(update={"layers": decided})
 
-    def _factorize_one(self, layer: Layer, decision: LayerDecision) -> LayerDecision:
+    def _factorize_one(self, layer: Layer, decision: LayerDecision, walks: tuple[Walk, Walk] | None) -> LayerDecision:
         form, bias = form_of(layer, decision), None
-        if self.samples is None:
+        if walks is None:
             moments = unweighted(layer.kernel)
             factors = plain_factors(layer.kernel, form, decision.ranks)
         else:
-            moments = collect(layer, ir.to_proto(self.model), self.original, self.samples)
+            now, truth = walks
+            now.proto = ir.to_proto(self.model)
+            moments = collect(layer, now, truth)
             factors = whitened(layer.kernel, moments).factors(form, decision.ranks)
             if layer.node.op_type != "MatMul":
                 bias = moments.bias(factors.to_dense())

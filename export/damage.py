@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from .aware import Moments, unweighted, whitened
-from .calibration import Feed, Samples
 from .decompose import Factors, plain_factors
 from .forms import AnyForm, resolve_any
 from .layers import Layer
-from .sessions import session
 from .tile import up_to_tile
+from .walk import Walk
 
+EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
 RANKS = 12  # candidates a form; between two of them the damage is nearly linear in the MACs
 _PROBED = 0.05  # the sensitivity is measured at about this loss of the layer's output
 _LEAST_EFFECT = 1e-12
@@ -90,28 +90,30 @@ def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
 
 
 class Effects:
-    """How the model's outputs answer to a damaged layer: relative squared error of the outputs, per unit of loss."""
+    """How the model's outputs answer to a damaged layer: relative squared error of the outputs, per unit of loss.
 
-    def __init__(self, proto: onnx.ModelProto, samples: Samples) -> None:
-        self._proto = proto
-        self._feeds: list[Feed] = [feed for feed, _ in samples.batches(64)]
-        self._truth = self._outputs(proto)
+    `walk` is through the undamaged model, and stands before the layer that is asked about.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._truth = self._outputs(walk.proto)
         self._power = sum(float(np.sum(np.square(y - y.mean(axis=0)))) for y in self._truth)
 
     def of(self, layer: Layer, factors: Factors, loss: float) -> float:
         """The outputs' relative squared error with these factors in place of the layer, divided by `loss`."""
         if loss < _LEAST_EFFECT or self._power <= 0:
             return 1.0
-        off = self._outputs(_with_kernel(self._proto, layer, factors.to_dense()))
+        off = self._outputs(_with_kernel(self._walk.proto, layer, factors.to_dense()))
         error = sum(float(np.sum(np.square(a - b))) for a, b in zip(off, self._truth, strict=True))
         return max(error / self._power / loss, _LEAST_EFFECT)
 
     def _outputs(self, proto: onnx.ModelProto) -> list[NDArray]:
-        runner = session(proto.SerializeToString(), "the model")
-        runs = [runner.run(None, dict(feed)) for feed in self._feeds]
+        names = [entry.name for entry in proto.graph.output]
+        runs = list(self._walk.peek(names, proto, count=EFFECT_SAMPLES))
         return [
             np.concatenate([np.asarray(run[index], np.float64) for run in runs])
-            for index in range(len(runs[0]))
+            for index in range(len(names))
             if np.asarray(runs[0][index]).dtype.kind == "f"
         ]
 

@@ -7,80 +7,35 @@ sequential). Rows are a seeded sample of output positions; sums are float64.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from .aware import Moments
-from .calibration import Feed, Samples
 from .graphs import sizes
 from .layers import Layer
 from .reference import padding_of, reach_of, windows_of
-from .sessions import InferenceSession, session
+from .walk import Walk
 
 Array = NDArray[np.float64]
-BATCH = 32
 ROWS_PER_INPUT = 48  # sampled output positions for each row of the covariance: its error is then a few per cent
 _LEAST_ROWS = 32768
 _SEED = 0
 
 
-class Values:
-    """Runs a graph as far as one of its values."""
-
-    def __init__(self, proto: onnx.ModelProto, value: str) -> None:
-        self._value = value
-        self._is_input = value in {entry.name for entry in proto.graph.input}
-        self._session: InferenceSession | None = None
-        if not self._is_input:
-            self._session = session(cut(proto, value).SerializeToString(), f"the model up to '{value}'")
-            self._names = {entry.name for entry in self._session.get_inputs()}
-
-    def __call__(self, feed: Feed) -> NDArray:
-        """The value for one batch of inputs."""
-        if self._session is None:
-            return feed[self._value]
-        outputs = self._session.run(None, {name: array for name, array in feed.items() if name in self._names})
-        return np.asarray(outputs[0])
-
-
-def cut(proto: onnx.ModelProto, value: str) -> onnx.ModelProto:
-    """The part of a graph that `value` needs, with `value` as its only output."""
-    needed, nodes = {value}, []
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-            needed.update(_captured(node))
-    part = onnx.ModelProto()
-    part.CopyFrom(onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import))
-    part.functions.extend(proto.functions)
-    part.graph.name = proto.graph.name or "part"
-    part.graph.node.extend(reversed(nodes))
-    part.graph.input.extend(entry for entry in proto.graph.input if entry.name in needed)
-    part.graph.initializer.extend(entry for entry in proto.graph.initializer if entry.name in needed)
-    part.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
-    return part
-
-
-def _captured(node: onnx.NodeProto) -> list[str]:
-    """Names that the node's subgraphs read; those of their own values do no harm."""
-    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    return [name for graph in graphs for inner in graph.node for name in (*inner.input, *_captured(inner))]
-
-
-def collect(layer: Layer, current: onnx.ModelProto, original: onnx.ModelProto, samples: Samples) -> Moments:
-    """The layer's moments: inputs in `current`, outputs in `original`."""
+def collect(layer: Layer, current: Walk, original: Walk) -> Moments:
+    """The layer's moments: inputs in `current`, outputs in `original`; both walks stand before the layer then."""
     node = layer.node
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None, f"layer {layer.name!r} has no input"
-    seen, wanted = Values(current, source.name or ""), Values(original, output.name or "")
+    seen = current.move_to(source.name or "")
+    if original is not current:
+        original.move_to(source.name or "")
     generator = np.random.default_rng(_SEED)
     width = int(np.prod(layer.kernel.shape[1:]))
-    share = _share(layer, samples.count, width)
+    share = _share(layer, current.samples.count, width)
     sums = _Sums(width, layer.kernel.shape[0])
-    for feed, _ in samples.batches(BATCH):
-        rows, kept = patches(seen(feed), layer, generator, share)
-        sums.add(rows, _positions(wanted(feed), layer)[kept])
+    for inputs, (outputs,) in zip(seen, original.peek([output.name or ""]), strict=True):
+        rows, kept = patches(inputs, layer, generator, share)
+        sums.add(rows, _positions(outputs, layer)[kept])
     return sums.moments()
 
 

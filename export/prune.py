@@ -26,6 +26,7 @@ from .graphs import array, own_input, set_array
 from .layers import Layer, layers_of
 from .moments import collect
 from .reporting import Report, silent
+from .walk import Walk
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def _saliency(
                 norms = np.square(layers[node].kernel.reshape(len(rows), -1)).sum(axis=1)
                 np.add.at(found, coupling.roots(rows), norms / (norms.sum() or 1.0))
         return found
+    walk = Walk(original, samples)
     for number, read in enumerate(coupling.reads):
         report("scoring channels", number, len(coupling.reads))
         layer = layers.get(read.node)
         if layer is not None and layer.obstacle is None and layer.pixels is not None:
-            moments = collect(layer, original, original, samples)
+            moments = collect(layer, walk, walk)
             np.add.at(found, coupling.roots(read.ids), block_losses(layer.kernel, moments, len(read.ids)))
     return found
 
@@ -223,12 +225,14 @@ def _refit(
 ) -> None:
     """Fit every layer behind a gap to the original's outputs, in order."""
     gaps = {read.node for read in coupling.reads if np.isin(coupling.roots(read.ids), list(dead)).any()}
+    now, truth = Walk(original, samples), Walk(original, samples)
     todo = [layer for layer in layers_of(model) if layer.node in gaps and layer.obstacle is None]
     for number, layer in enumerate(todo):
         report("fitting layers", number, len(todo))
         if layer.pixels is None or layer.node.op_type == "MatMul":
             continue
-        moments = collect(layer, ir.to_proto(model), original, samples)
+        now.proto = ir.to_proto(model)
+        moments = collect(layer, now, truth)
         rows = np.isin(coupling.roots(coupling.rows[layer.node]), list(dead))
         kernel = best_kernel(layer.kernel, moments)
         bias = moments.bias(kernel)

@@ -9,8 +9,9 @@ import pytest
 from rankfold.export import moments as module
 from rankfold.export.calibration import Samples
 from rankfold.export.layers import Layer, layers_of
-from rankfold.export.moments import Values, collect, cut, patches
+from rankfold.export.moments import collect, patches
 from rankfold.export.passes.canonicalize import canonicalize
+from rankfold.export.walk import Walk
 
 from .nets import Net
 from .passes.test_factorize import FLAT, VARIANTS
@@ -33,14 +34,15 @@ def _check(layer: Layer, graph: ir.Model, shape: tuple[int, ...]) -> None:
     proto, samples = ir.to_proto(graph), _samples((5, *shape))
     inputs = samples.read(0, 5)["input"]
     rows, kept = patches(inputs, layer, np.random.default_rng(0))
-    outputs = Values(proto, layer.node.outputs[0].name or "")({"input": inputs})
+    walk = Walk(proto, samples)
+    ((outputs,),) = walk.peek([layer.node.outputs[0].name or ""])
     wanted = outputs if outputs.ndim < 3 or layer.node.op_type == "MatMul" else np.moveaxis(outputs, 1, -1)
     bias = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
     shift = 0 if bias is None or bias.const_value is None else bias.const_value.numpy()
     found = rows @ layer.kernel.reshape(len(layer.kernel), -1).T + shift
     np.testing.assert_allclose(found, wanted.reshape(-1, wanted.shape[-1]), atol=CLOSE)
     assert len(kept) == len(rows)
-    moments = collect(layer, proto, proto, samples)
+    moments = collect(layer, walk, walk)
     np.testing.assert_allclose(moments.mean_in, rows.mean(0), atol=CLOSE)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), atol=CLOSE)
     np.testing.assert_allclose(moments.bias(layer.kernel), shift + np.zeros(len(layer.kernel)), atol=1e-3)
@@ -75,22 +77,10 @@ def test_a_sample_of_positions_is_seeded_and_near_the_whole(monkeypatch):
     net = Net(channels=4, spatial=(16, 16))
     layer, graph = _layer(net, net.conv("input", "a", 6))
     proto, samples = ir.to_proto(graph), _samples((40, 4, 16, 16))
-    whole = collect(layer, proto, proto, samples)
+    walk = Walk(proto, samples)
+    whole = collect(layer, walk, walk)
     monkeypatch.setattr(module, "_LEAST_ROWS", 4000)
-    some, again = (collect(layer, proto, proto, samples) for _ in range(2))
+    some, again = (collect(layer, walk, Walk(proto, samples)) for _ in range(2))
     assert np.array_equal(some.covariance, again.covariance)
     assert not np.array_equal(some.covariance, whole.covariance)
     assert np.linalg.norm(some.covariance - whole.covariance) < 0.2 * np.linalg.norm(whole.covariance)
-
-
-def test_a_graph_is_cut_at_a_value():
-    net = Net()
-    first = net.block("input", "a", 8)
-    model = net.model(net.head(net.block(first, "b", 6)))
-    part = cut(model, first)
-    assert [node.op_type for node in part.graph.node] == ["Conv", "BatchNormalization", "Relu"]
-    assert {entry.name for entry in part.graph.initializer} < {entry.name for entry in model.graph.initializer}
-    assert [entry.name for entry in part.graph.output] == [first]
-    inputs = np.ones((2, 3, 12, 10), np.float32)
-    assert Values(model, first)({"input": inputs}).shape == (2, 8, 12, 10)
-    assert Values(model, "input")({"input": inputs}) is inputs
