@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -24,7 +25,7 @@ from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
 from .damage import Candidate, Effects, candidates
-from .decompose import Factors, plain_factors
+from .decompose import plain_factors
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .graphs import drop_unused_initializers, is_large, refresh_shapes
@@ -93,10 +94,8 @@ class Network:
             self.report("scoring layers", number, len(layers))
             moments = None if walk is None else collect(layer, walk, walk)
 
-            def effect(factors: Factors, loss: float, layer: Layer = layer) -> float:
-                return 1.0 if effects is None else effects.of(layer, factors, loss)
-
-            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, effect)
+            error = None if effects is None else partial(effects.of, layer)
+            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, error)
         return found
 
     def factorize(self, plan: Plan) -> Plan:

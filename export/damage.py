@@ -1,7 +1,8 @@
 """What each candidate for a layer would cost and damage: every useful form at a few ranks.
 
-Damage is the lost share of the layer's output variance (`Moments.score`), times what such a loss does to the
-model's outputs: that is measured once a layer, by putting one of its candidates into the otherwise dense model.
+Loss is the share of the layer's output variance that goes (`Moments.score`); damage is what that does to the model's
+outputs. It is measured for a few candidates of each layer, put into the otherwise dense model, and follows a power law
+between them: a layer in front of few classes forgives much, until its rank falls below their number.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from .walk import Walk
 
 EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
 RANKS = 12  # candidates a form; between two of them the damage is nearly linear in the MACs
-_PROBED = 0.05  # the sensitivity is measured at about this loss of the layer's output
-_LEAST_EFFECT = 1e-12
+_PROBED = (0.02, 0.1, 0.4)  # losses of a layer's output whose damage to the model is measured
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to write a layer: `loss` is its share of output variance, `damage` that times the layer's effect."""
+    """One way to write a layer: `loss` is the layer's, `damage` the model's."""
 
     form: str
     ranks: tuple[int, ...]
@@ -52,11 +53,15 @@ def ranks_to_try(form: AnyForm, layer: Layer, tile: int) -> list[int]:
 
 
 def candidates(
-    layer: Layer, forms: Sequence[str], tile: int, moments: Moments | None, effect: Callable[[Factors, float], float]
+    layer: Layer,
+    forms: Sequence[str],
+    tile: int,
+    moments: Moments | None = None,
+    error: Callable[[Factors], float] | None = None,
 ) -> list[Candidate]:
-    """All of a layer's candidates; `effect(factors, loss)` says what a loss of one would do to the model's outputs.
+    """All of a layer's candidates; `error` says what some factors in its place would do to the model's outputs.
 
-    Without moments the loss is the share of the squared norm of the kernel.
+    Without moments the loss is the share of the squared norm of the kernel; without `error` it is the damage too.
     """
     assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
     judged = moments or unweighted(layer.kernel)
@@ -69,8 +74,7 @@ def candidates(
             found.append((form, rank, factors, judged.score(factors.to_dense())))
     if not found:
         return []
-    _, _, factors, loss = min(found, key=lambda one: abs(np.log(max(one[3], _LEAST_EFFECT) / _PROBED)))
-    weight = effect(factors, loss)
+    damages = _damages([(loss, factors) for _, _, factors, loss in found], error)
     return [
         Candidate(
             form.name,
@@ -78,10 +82,24 @@ def candidates(
             form.macs(layer.shape, rank, layer.pixels),
             form.parameters(layer.shape, rank),
             loss,
-            loss * weight,
+            damage,
         )
-        for form, rank, _, loss in found
+        for (form, rank, _, loss), damage in zip(found, damages, strict=True)
     ]
+
+
+def _damages(found: Sequence[tuple[float, Factors]], error: Callable[[Factors], float] | None) -> list[float]:
+    """Measured at the candidates nearest to the losses probed; between them a power law, beyond them linear."""
+    losses = np.log([max(loss, _LEAST) for loss, _ in found])
+    if error is None:
+        return [loss for loss, _ in found]
+    probed = sorted(
+        {int(np.argmin(np.abs(losses - np.log(loss)))) for loss in _PROBED}, key=lambda index: losses[index]
+    )
+    at = losses[probed]
+    measured = np.maximum.accumulate(np.log([max(error(found[index][1]), _LEAST) for index in probed]))
+    inner = np.interp(losses, at, measured)
+    return np.exp(inner + np.minimum(losses - at[0], 0) + np.maximum(losses - at[-1], 0)).tolist()
 
 
 def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
@@ -90,7 +108,7 @@ def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
 
 
 class Effects:
-    """How the model's outputs answer to a damaged layer: relative squared error of the outputs, per unit of loss.
+    """How the model's outputs answer to a damaged layer: their squared error, relative to their variance.
 
     `walk` is through the undamaged model, and stands before the layer that is asked about.
     """
@@ -100,13 +118,11 @@ class Effects:
         self._truth = self._outputs(walk.proto)
         self._power = sum(float(np.sum(np.square(y - y.mean(axis=0)))) for y in self._truth)
 
-    def of(self, layer: Layer, factors: Factors, loss: float) -> float:
-        """The outputs' relative squared error with these factors in place of the layer, divided by `loss`."""
-        if loss < _LEAST_EFFECT or self._power <= 0:
-            return 1.0
+    def of(self, layer: Layer, factors: Factors) -> float:
+        """The outputs' error with these factors in place of the layer."""
         off = self._outputs(_with_kernel(self._walk.proto, layer, factors.to_dense()))
         error = sum(float(np.sum(np.square(a - b))) for a, b in zip(off, self._truth, strict=True))
-        return max(error / self._power / loss, _LEAST_EFFECT)
+        return error / self._power if self._power > 0 else 0.0
 
     def _outputs(self, proto: onnx.ModelProto) -> list[NDArray]:
         names = [entry.name for entry in proto.graph.output]
