@@ -55,13 +55,24 @@ class OnnxModule(nn.Module):
 
     def forward(self, feed: Mapping[str, Tensor]) -> list[Tensor]:
         """The graph's outputs for its inputs by name."""
+        values = self.values(feed)
+        return [values[name] for name in self.outputs]
+
+    def values(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every value of the graph by name."""
         values: dict[str, Tensor] = {name: getattr(self, place) for name, place in self._places.items()}
         values |= self._constants | dict(feed)
         for node, call in self._calls:
             found = OPERATORS[call.operator](call, *(values[name] if name else None for name in node.input))
             outputs = found if isinstance(found, tuple | list) else (found,)
             values.update(zip(node.output, outputs, strict=False))
-        return [values[name] for name in self.outputs]
+        return values
+
+    def layer_inputs(self) -> list[str]:
+        """What convolutions and matrix products read; each once."""
+        layers = [node for node, _ in self._calls if node.op_type in ("Conv", "Gemm", "MatMul")]
+        known = self._places.keys() | self._constants.keys()
+        return list(dict.fromkeys(name for node in layers for name in node.input if name and name not in known))
 
     def weights(self) -> dict[str, np.ndarray]:
         """What has been learned, by the name of the initialiser."""
