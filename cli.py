@@ -147,6 +147,8 @@ def export(
 
 app.command(epilog=onnx_commands.FOLD_EXAMPLES)(onnx_commands.fold)
 app.command(epilog=onnx_commands.COMPRESS_EXAMPLES)(onnx_commands.compress)
+app.command(epilog=onnx_commands.TUNE_EXAMPLES)(onnx_commands.tune)
+app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 

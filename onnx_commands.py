@@ -1,4 +1,4 @@
-"""Commands that take any ONNX file: fold, model and evaluate. cli.py gives them their place."""
+"""Commands that take any ONNX file: fold, compress, tune, quantize, model, evaluate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .records import ModelScore, Plan
+    from .records import Damage, ModelScore, Plan
 
 Split = Literal["validation", "test"]
 Source = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
@@ -53,6 +53,17 @@ COMPRESS_EXAMPLES = (
     "Examples:  [bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --plan small.plan.json --data images/[/]"
+)
+
+
+QUANTIZE_EXAMPLES = (
+    "Examples:  [bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --mean 0.485,0.456,0.406 "
+    "--std 0.229,0.224,0.225[/]"
+)
+TUNE_EXAMPLES = (
+    "Examples:  [bold]rankfold tune small.onnx -o tuned.onnx --teacher model.onnx --data images/[/]   "
+    "[bold]rankfold tune small.onnx -o tuned.onnx --teacher model.onnx --data cifar.npz --steps 3000 "
+    "--augment flip-shift[/]"
 )
 
 
@@ -152,7 +163,98 @@ def compress(
     print_plan(done.plan)
     if done.frontier:
         print_frontier(done.frontier)
-    print(_compressed(source, output, done.plan, plan_only))
+    print(_compressed(source, output, done.plan, plan_only) + _damaged(done.damage))
+
+
+def quantize(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The int8 file; its records lie beside it.")],
+    data: Annotated[Path, typer.Option("--data", help="Calibration: an npz file or images; no labels.")],
+    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 256,
+    device: DeviceOption = "host",
+    tile: TileOption = "auto",
+    target_ort: TargetOption = None,
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    size: SizeOption = None,
+    crop: CropOption = None,
+    colors: ColorsOption = "rgb",
+    layout: LayoutOption = "nchw",
+    limit_s: LimitOption = 7200.0,
+    memory_gb: MemoryOption = None,
+) -> None:
+    """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
+    from .export.calibration import Preprocess
+    from .stages import quantize_file
+
+    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    parity = quantize_file(
+        source,
+        output,
+        data=data,
+        most=samples,
+        how=how,
+        device=device,
+        tile=tile,
+        target_ort=target_ort,
+        shapes=shape or (),
+        inputs=inputs,
+        limit_s=limit_s,
+        memory_bytes=_bytes(memory_gb),
+    )
+    print(f"{output}: {_megabytes(source)} → {_megabytes(output)}{_damaged(parity.damage)}")
+    print("whether it is faster only `rankfold bench` can say")
+
+
+def tune(
+    source: Annotated[Path, typer.Argument(help="The small ONNX file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The tuned file; its record lies beside it.")],
+    teacher: Annotated[Path, typer.Option(help="The model that the small one was made from.")],
+    data: Annotated[Path, typer.Option("--data", help="Inputs to learn from: an npz file or images; no labels.")],
+    samples: Annotated[int, typer.Option(min=2, help="Inputs used, the first ones of --data; held in memory.")] = 50000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs a step.")] = 64,
+    lr: Annotated[float, typer.Option(min=0, help="Largest learning rate, of Adam.")] = 1e-3,
+    augment: Annotated[Literal["none", "shift", "flip-shift"], typer.Option(help="For images.")] = "none",
+    seed: Annotated[int, typer.Option(help="Of the order of the inputs.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    size: SizeOption = None,
+    crop: CropOption = None,
+    colors: ColorsOption = "rgb",
+    layout: LayoutOption = "nchw",
+) -> None:
+    """Win accuracy back: a small ONNX file learns to do what its original does, without labels. Needs torch."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("tune needs torch, which is not installed; pip install 'rankfold[train]'") from error
+    from .export.calibration import Preprocess
+    from .stages import tune_file
+    from .train.tune import Settings
+
+    torch.set_num_threads(threads)
+    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, augment=augment)
+    done = tune_file(source, teacher, output, settings, data=data, most=samples, how=how)
+    text = f"output error {done.error_before:.2%} → {done.error_after:.2%}"
+    if done.agreement_before is not None and done.agreement_after is not None:
+        text += f", same top class {done.agreement_before:.2%} → {done.agreement_after:.2%}"
+    print(f"{output}: {text} of {done.held_out} held-out inputs; nothing was learned from them")
+
+
+def _damaged(damage: Damage | None) -> str:
+    if damage is None:
+        return ""
+    text = f"; output error {damage.error:.2%}"
+    if damage.agreement is not None:
+        text += f", same top class {damage.agreement:.2%}"
+    if damage.top1_before is not None and damage.top1_after is not None:
+        text += f", top-1 {damage.top1_before:.2%} → {damage.top1_after:.2%}"
+    return f"{text} on {damage.n} calibration inputs"
 
 
 def _compressed(source: Path, output: Path, plan: Plan, plan_only: bool) -> str:

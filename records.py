@@ -368,11 +368,27 @@ class FrontierPoint(Part):
     damage: float
 
 
+class Damage(Part):
+    """What lossy steps did to the outputs on calibration data.
+
+    `error` is the squared error relative to the outputs' variance; `agreement` the share of inputs whose top class
+    stayed, None where the outputs are no class scores; the accuracies are None without labels.
+    """
+
+    data: str
+    n: int
+    error: float
+    agreement: float | None = None
+    top1_before: float | None = None
+    top1_after: float | None = None
+
+
 class Compressed(Record):
     """What a compression came to: its plan, the frontier where it was asked for. Format 1: first version."""
 
     plan: Plan
     frontier: list[FrontierPoint] = Field(default_factory=list)
+    damage: Damage | None = None
 
 
 class ParityCheck(Part):
@@ -387,10 +403,31 @@ class ParityCheck(Part):
 
 
 class Parity(Record):
-    """`parity.json`: never empty. Format 1: first version."""
+    """`parity.json`: never empty; `damage` where a step was lossy and there was data. Format 1: first version."""
 
     exporter: str | None = None
     checks: list[ParityCheck] = Field(min_length=1)
+    damage: Damage | None = None
+
+
+class Tuned(Record):
+    """`tune.json`: what tuning a small model on its original came to, on held-out inputs. Format 1: first version."""
+
+    source_sha256: Sha256
+    teacher_sha256: Sha256
+    data: str
+    learned_from: int
+    held_out: int
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int
+    augment: str
+    best_step: int
+    error_before: float
+    error_after: float
+    agreement_before: float | None
+    agreement_after: float | None
 
 
 # --- accuracy -----------------------------------------------------------------------------------------------

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .errors import InputError
-from .files import replacing_all, require_writable
-from .records import Bench, Compressed, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Weather
+from .files import replacing_all, require_writable, sha256_of, write_bytes
+from .records import Bench, Compressed, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Tuned, Weather
 from .terminal import bars, progress
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
     from .export.compress import Wish
     from .train.data import Dataset
+    from .train.tune import Settings
 
 Split = Literal["validation", "test"]
 DENSE, COMPACT = "dense.onnx", "compact.onnx"
@@ -291,6 +292,100 @@ def _moved_up(
     with replacing_all(output.parent, names) as folder:
         names += json.loads(guarded(lambda: json.dumps(work(folder)), memory_bytes=memory_bytes, limit_s=limit_s))
         yield folder, names
+
+
+def quantize_file(
+    source: Path,
+    output: Path,
+    *,
+    data: Path,
+    most: int,
+    how: Preprocess,
+    device: str = "host",
+    tile: str = "auto",
+    target_ort: str | None = None,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> Parity:
+    """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing."""
+    require_writable(output)
+    isa = probe_device(device)[0].isa
+    tiles, runtime = _for_device(device, tile, target_ort)
+
+    def work(folder: Path) -> list[str]:
+        from .export.quantize import needs_reduced_range, quantize_into
+        from .runtime.inputs import given
+
+        return quantize_into(
+            folder,
+            source,
+            output.name,
+            data=data,
+            most=most,
+            how=how,
+            reduce_range=needs_reduced_range(isa),
+            tile=tiles,
+            target_ort=runtime,
+            given=given(shapes, inputs),
+        )
+
+    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
+        return Parity.read(folder / names[0])
+
+
+def tune_file(
+    source: Path, teacher: Path, output: Path, settings: Settings, *, data: Path, most: int, how: Preprocess
+) -> Tuned:
+    """Tune a small model on its original: `output` and .tune.json beside it, or nothing.
+
+    An interrupted run goes on where it was: its state lies beside `output` until it is done.
+    """
+    from .export.calibration import load
+    from .runtime import costs
+    from .train.onnx_module import with_weights
+    from .train.tune import Progress, held_out, tune
+
+    require_writable(output)
+    small, original = costs.load(_existing(source)), costs.load(_existing(teacher))
+    samples = load(data, small, how)
+    count = min(samples.count, most)
+    identity = {"source": sha256_of(source), "teacher": sha256_of(teacher), "data": data.name, "inputs": count}
+    state = output.with_suffix(".tune.safetensors")
+    with bars() as new_bar:
+        bar = new_bar("tune")
+
+        def show(now: Progress) -> None:
+            bar.show(now.step, now.steps, now.left_s, f"loss {now.loss:.4f}")
+
+        feed = samples.read(0, count)
+        weights, looks = tune(small, original, feed, settings, state=state, identity=identity, on_progress=show)
+    first, best = looks[0], min(looks, key=lambda look: look.error)
+    held = held_out(count)
+    record = Tuned(
+        source_sha256=identity["source"],
+        teacher_sha256=identity["teacher"],
+        data=samples.name,
+        learned_from=count - held,
+        held_out=held,
+        steps=settings.steps,
+        batch=settings.batch,
+        learning_rate=settings.lr,
+        seed=settings.seed,
+        augment=settings.augment,
+        best_step=best.step,
+        error_before=first.error,
+        error_after=best.error,
+        agreement_before=first.agreement,
+        agreement_after=best.agreement,
+    )
+    record_name = f"{output.stem}.tune.json"
+    with replacing_all(output.parent, [record_name, output.name]) as folder:
+        record.write(folder / record_name)
+        write_bytes(folder / output.name, with_weights(small, weights).SerializeToString())
+    state.unlink(missing_ok=True)
+    return record
 
 
 def describe_file(

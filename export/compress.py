@@ -18,13 +18,13 @@ import onnx_ir as ir
 
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
-from ..records import Compressed, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan
+from ..records import Compressed, Damage, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan
 from ..runtime.inputs import Given
 from .aware import unweighted, whitened
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
-from .damage import Candidate, Effects, candidates
+from .damage import Candidate, Effects, candidates, damage_of
 from .decompose import plain_factors
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
@@ -238,6 +238,7 @@ class Job:
             dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
             groups = fold_channels(model, self.wish.tile)
             case.exact(model, "fold dead channels")
+            before = ir.to_proto(model)
             if self.wish.prune is not None:
                 prune(model, self.wish.prune, tile=self.wish.tile, samples=samples, report=self.report)
                 groups = merged(groups, fold_channels(model, self.wish.tile))
@@ -253,7 +254,11 @@ class Job:
             model = finished(model, wanted)
             content = case.content(model)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
-        return [self._summary(folder, plan, steps), *written(folder, name, model, plan, Parity(checks=checks))]
+            damage = None
+            if samples is not None:
+                damage = damage_of(before, ir.to_proto(model), samples, samples.count)
+        parity = Parity(checks=checks, damage=damage)
+        return [self._summary(folder, plan, steps, damage), *written(folder, name, model, plan, parity)]
 
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:
@@ -261,9 +266,9 @@ class Job:
         found = load_samples(self.data, ir.to_proto(model), self.how)
         return replace_fields(found, count=min(found.count, self.most))
 
-    def _summary(self, folder: Path, plan: Plan, steps: Sequence[Step]) -> str:
+    def _summary(self, folder: Path, plan: Plan, steps: Sequence[Step], damage: Damage | None = None) -> str:
         points = frontier_points(steps) if self.frontier else []
-        Compressed(plan=plan, frontier=points).write(folder / _SUMMARY)
+        Compressed(plan=plan, frontier=points, damage=damage).write(folder / _SUMMARY)
         return _SUMMARY
 
 

@@ -15,7 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from ..records import Damage
 from .aware import Moments, unweighted, whitened
+from .calibration import Samples
 from .decompose import Factors, plain_factors
 from .forms import AnyForm, resolve_any
 from .layers import Layer
@@ -143,3 +145,35 @@ def _with_kernel(proto: onnx.ModelProto, layer: Layer, kernel: NDArray) -> onnx.
     stored = next(entry for entry in changed.graph.initializer if entry.name == weight.name)
     stored.CopyFrom(numpy_helper.from_array(layer.stored(kernel), stored.name))
     return changed
+
+
+def damage_of(original: onnx.ModelProto, small: onnx.ModelProto, samples: Samples, most: int) -> Damage:
+    """What became of the outputs, over the first `most` samples."""
+    names = [entry.name for entry in original.graph.output]
+    count = min(most, samples.count)
+    wanted, found = (
+        [_rows(batches)[:count] for batches in zip(*Walk(model, samples).peek(names, count=count), strict=True)]
+        for model in (original, small)
+    )
+    numbers = [(mine, theirs) for mine, theirs in zip(found, wanted, strict=True) if theirs.dtype.kind == "f"]
+    power = sum(float(np.square(theirs - theirs.mean(axis=0)).sum()) for _, theirs in numbers)
+    error = sum(float(np.square(mine - theirs).sum()) for mine, theirs in numbers)
+    agreement = before = after = None
+    if len(names) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1 and numbers:
+        best, now = wanted[0].argmax(axis=1), found[0].argmax(axis=1)
+        agreement = float(np.mean(best == now))
+        if samples.labels is not None:
+            before, after = (float(np.mean(one == samples.labels[:count])) for one in (best, now))
+    return Damage(
+        data=samples.name,
+        n=count,
+        error=error / power if power > 0 else error,
+        agreement=agreement,
+        top1_before=before,
+        top1_after=after,
+    )
+
+
+def _rows(batches: Sequence[NDArray]) -> NDArray:
+    joined = np.concatenate(batches) if np.ndim(batches[0]) else np.stack(batches)
+    return joined.astype(np.float64) if joined.dtype.kind == "f" else joined

@@ -108,6 +108,11 @@ def tune(
     return run.best(), looks
 
 
+def held_out(count: int) -> int:
+    """How many of `count` inputs are not learned from."""
+    return min(max(int(HELD_OUT * count), 1), MOST_HELD_OUT)
+
+
 class _Run:
     def __init__(self, small: onnx.ModelProto, original: onnx.ModelProto, inputs: Feed, settings: Settings) -> None:
         self.module, self.teacher = OnnxModule(small), OnnxModule(original)
@@ -116,7 +121,7 @@ class _Run:
         self.teacher.requires_grad_(False)
         self._settings, self._inputs = settings, inputs
         count = min(len(array) for array in inputs.values())
-        held = min(max(int(HELD_OUT * count), 1), MOST_HELD_OUT)
+        held = held_out(count)
         self._learned, self._held = count - held, range(count - held, count)
         if self._learned < settings.batch:
             least = math.ceil(settings.batch / (1 - HELD_OUT))
