@@ -323,6 +323,27 @@ class OneShotRow(Record):
     dense_accuracy: float
 
 
+class TuningRow(Record):
+    """A compressed network tuned without labels, and fine-tuned with them: a line of docs/results/tuning.jsonl.
+
+    Format 1: first version.
+    """
+
+    model: str
+    split: Literal["validation", "test"]
+    n: int
+    seed: int = Field(description="of the calibration inputs and the order of the batches")
+    macs: float = Field(description="share of the dense network's MACs")
+    steps: int
+    batch: int
+    lr: float
+    labelled_lr: float
+    dense_accuracy: float
+    compressed_accuracy: float
+    tuned_accuracy: float | None
+    labelled_accuracy: float
+
+
 # --- export -------------------------------------------------------------------------------------------------
 
 

@@ -86,15 +86,12 @@ class Bench:
     """One trained network with its data: scored whole, then at any share of its MACs."""
 
     def __init__(self, name: str, weights: Path, data: Path, seed: int, split: Split, folder: Path) -> None:
-        from ..train.data.npz import load_npz
-
         self.name, self.seed, self._folder = name, seed, folder
         self.split: Split = split
-        spec = DataSpec(name="npz", path=str(data), validation_share=0.1, mean=MEAN, std=STD)
-        self._data = load_npz(spec, data)
+        self._data = cifar(data)
         part = {"validation": self._data.validation, "test": self._data.test}[split]
         self._inputs, self._labels = self._data.inputs(part.images), part.labels
-        self._dense = _exported(name, weights, self._data, folder / "dense.onnx")
+        self._dense = exported(name, weights, self._data, folder / "dense.onnx")
         self.samples = _calibration(self._data, seed, self._model().graph.inputs[0].name or "")
         self.accuracy = self._accuracy(self._model())
         self._steps: dict[str, list[Step]] = {}
@@ -148,7 +145,15 @@ class Bench:
         return score(path, self._inputs, self._labels, data="", split=self.split, seed=self.seed, name=self.name).value
 
 
-def _exported(name: str, weights: Path, data: Dataset, path: Path) -> Path:
+def cifar(path: Path) -> Dataset:
+    """CIFAR-10 as the published networks see it; the last tenth of the training part is the validation part."""
+    from ..train.data.npz import load_npz
+
+    return load_npz(DataSpec(name="npz", path=str(path), validation_share=0.1, mean=MEAN, std=STD), path)
+
+
+def exported(name: str, weights: Path, data: Dataset, path: Path) -> Path:
+    """A published network as an ONNX file."""
     import torch
 
     from ..export.from_torch import to_onnx

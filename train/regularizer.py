@@ -126,6 +126,7 @@ class CompressionAware:
         self.relative = relative
         self.start_at, self.hold_at, self.hold_macs = start_at, hold_at, hold_macs
         self.tile, self.energy = tile, energy
+        self._model = model
         self.layers = layers_of(model, form, skip, needs_trace=group > 0 or scale == "folded")
         self._tau = strengths(self.layers, low_rank, low_rank_factors or {})
         grouped = {name: layer for name, layer in self.layers.items() if layer.has_groups}
@@ -217,9 +218,15 @@ class CompressionAware:
         """Rank at export, live filters and energy of every layer."""
         return [self._summarize(layer) for layer in self.layers.values()]
 
-    def compact(self) -> nn.Module:
-        """A small module with factors and narrower layers."""
-        raise InputError("compact() is not there yet; `rankfold export` writes the compact network as ONNX")
+    def compact(self, example_input: Tensor) -> nn.Module:
+        """A small copy of the model: factors and narrower layers, BatchNorm kept; it does what `export` would write.
+
+        `example_input` is a batch of its input. Raises InputError where the model's own code fixes a width.
+        """
+        from .compact import compact, exported  # late: training alone needs no onnx
+
+        small, plan = exported(self._model, example_input, form=self.form, energy=self.energy, tile=self.tile)
+        return compact(self._model, small, plan, example_input)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""

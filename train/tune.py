@@ -134,7 +134,7 @@ class _Run:
         """One step; the loss before it."""
         settings = self._settings
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, settings.steps)
+            group["lr"] = settings.lr * schedule(step, settings.steps)
         loss = self._loss(self._batch(step))
         if not torch.isfinite(loss):
             raise DivergedError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
@@ -233,8 +233,8 @@ class _Run:
         return {name: torch.from_numpy(np.ascontiguousarray(array[chosen])) for name, array in self._inputs.items()}
 
 
-def _schedule(step: int, steps: int) -> float:
-    """A linear rise, then a cosine to 0."""
+def schedule(step: int, steps: int) -> float:
+    """Share of the largest learning rate: a linear rise, then a cosine to 0."""
     rise = max(WARM_UP * steps, 1)
     if step < rise:
         return (step + 1) / rise

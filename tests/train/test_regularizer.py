@@ -305,5 +305,3 @@ def test_other_bad_models_are_refused():
     with pytest.raises(InputError, match="layer 'conv2' starts at γ = 0, so its filters look dead; give start_at"):
         CompressionAware(unborn, sgd(unborn))
     CompressionAware(unborn, sgd(unborn), start_at=5)
-    with pytest.raises(InputError, match="rankfold export"):
-        CompressionAware(model, sgd(model)).compact()
