@@ -52,6 +52,7 @@ EVALUATE_EXAMPLES = (
 COMPRESS_EXAMPLES = (
     "Examples:  [bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --budget-bytes 500000 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --plan small.plan.json --data images/[/]"
 )
 
@@ -108,6 +109,7 @@ def compress(
     form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: the best a layer.")] = "auto",
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     macs: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the folded model's MACs to keep.")] = None,
+    budget_bytes: Annotated[int | None, typer.Option(min=1, help="Largest file, for those who lack flash.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A .plan.json, as written before or changed by hand.")] = None,
     prune: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the MACs to prune in channels.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
@@ -139,6 +141,7 @@ def compress(
         forms=AUTO_FORMS if form == "auto" else (form,),
         energy=energy,
         macs=macs,
+        budget_bytes=budget_bytes,
         plan=None if plan is None else Plan.read(plan),
         prune=prune,
         keep=keep or (),

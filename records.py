@@ -381,10 +381,10 @@ class Plan(Record):
 
 
 class FrontierPoint(Part):
-    """A plan on the way from dense to the smallest: share of the MACs, and the damage predicted for it."""
+    """A plan on the way from dense to the smallest: its cost and share of the dense cost, and the damage predicted."""
 
     share: float
-    macs: int
+    cost: int = Field(description="MACs, or weights where a file size was asked for")
     layers: int = Field(description="factorised ones")
     damage: float
 

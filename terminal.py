@@ -87,10 +87,10 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_frontier(points: Sequence[FrontierPoint]) -> None:
-    """MACs against the damage that is predicted, from dense downwards."""
-    table = Table("MACs kept", "MACs", "factorised layers", "predicted damage", box=None, pad_edge=False)
+    """Cost against the damage that is predicted, from dense downwards."""
+    table = Table("kept", "MACs or weights", "factorised layers", "predicted damage", box=None, pad_edge=False)
     for point in points:
-        table.add_row(f"{point.share:.0%}", _millions(point.macs), str(point.layers), f"{point.damage:.4g}")
+        table.add_row(f"{point.share:.0%}", _millions(point.cost), str(point.layers), f"{point.damage:.4g}")
     Console(soft_wrap=False).print(table)
 
 

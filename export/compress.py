@@ -24,7 +24,7 @@ from .aware import unweighted, whitened
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
-from .damage import Candidate, Effects, candidates, damage_of
+from .damage import Candidate, Effects, Objective, candidates, damage_of
 from .decompose import plain_factors
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
@@ -42,11 +42,14 @@ from .walk import Walk
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _SUMMARY = "compressed.json"
+_BYTES = 4  # of a float32 weight
+_BYTES_A_LAYER = 1200  # of names, attributes and shapes of its factors, and of its decision in the metadata
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted: `energy` (share of Σσ), `macs` (share of the folded model's) or `plan`, at most one of them.
+    """What is wanted, one of: `energy` (share of Σσ), `macs` (share of the folded model's), `budget_bytes` (of the
+    file), `plan`.
 
     `prune` is the share of the MACs that goes in whole channels before; without the others nothing is factorised.
     """
@@ -54,20 +57,28 @@ class Wish:
     forms: Sequence[str] = AUTO_FORMS
     energy: float | None = None
     macs: float | None = None
+    budget_bytes: int | None = None
     plan: Plan | None = None
     prune: float | None = None
     tile: int = 1
     keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        given = [what for what in (self.energy, self.macs, self.plan) if what is not None]
+        given = [what for what in (self.energy, self.macs, self.budget_bytes, self.plan) if what is not None]
         if len(given) > 1 or (not given and self.prune is None):
-            raise InputError("give one of --energy, --macs and --plan, or --prune")
+            raise InputError("give one of --energy, --macs, --budget-bytes and --plan, or --prune")
+        if self.budget_bytes is not None and self.budget_bytes < 1:
+            raise InputError(f"--budget-bytes: expected at least 1, found {self.budget_bytes}")
         if self.prune is not None and self.prune >= 1:
             raise InputError(f"--prune: expected a share below 1, found {self.prune}")
         for name, share in (("--energy", self.energy), ("--macs", self.macs), ("--prune", self.prune)):
             if share is not None and not 0 < share <= 1:
                 raise InputError(f"{name}: expected a share in (0, 1], found {share}")
+
+    @property
+    def objective(self) -> Objective:
+        """What is to become less."""
+        return "macs" if self.budget_bytes is None else "parameters"
 
 
 @dataclass
@@ -93,9 +104,8 @@ class Network:
         for number, layer in enumerate(layers):
             self.report("scoring layers", number, len(layers))
             moments = None if walk is None else collect(layer, walk, walk)
-
             error = None if effects is None else partial(effects.of, layer)
-            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, error)
+            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, error, wish.objective)
         return found
 
     def factorize(self, plan: Plan) -> Plan:
@@ -142,7 +152,7 @@ def plan_of(
     """A decision and a reason for every layer; `steps` are `steps_of` where MACs are wished for."""
     if wish.plan is not None:
         return wish.plan
-    if wish.macs is None and wish.energy is None:
+    if wish.macs is None and wish.budget_bytes is None and wish.energy is None:
         layers = {
             layer.name: _dense(layer, dense_macs, "only channels were to go") for layer in layers_of(network.model)
         }
@@ -158,19 +168,36 @@ def plan_of(
             groups=groups,
             dense_macs=dense_macs,
         )
-    assert wish.macs is not None, "Wish has checked it"
     if not steps[0].cost:
         raise CheckFailed("expected layers whose MACs are known, found none; give the input's sizes with --shape")
-    step = within(steps, round(wish.macs * steps[0].cost))
+    if wish.budget_bytes is not None:
+        step = within(steps, _weights_within(wish.budget_bytes, network), "weights in the layers")
+    else:
+        assert wish.macs is not None, "Wish has checked it"
+        step = within(steps, round(wish.macs * steps[0].cost))
     layers = {layer.name: _decided(layer, step, wish, dense_macs) for layer in layers_of(network.model)}
     return Plan(tile=wish.tile, groups=groups, layers=layers)
 
 
 def steps_of(network: Network, wish: Wish) -> list[Step]:
-    """The frontier of MACs and damage, from the folded model downwards."""
-    dense = {layer.name: layer.macs for layer in layers_of(network.model)}
-    known = {name: macs for name, macs in dense.items() if macs is not None}
-    return frontier(known, network.candidates(wish))
+    """The frontier of MACs (or weights) and damage, from the folded model downwards."""
+    layers = layers_of(network.model)
+    if wish.objective == "macs":
+        dense = {layer.name: layer.macs for layer in layers if layer.macs is not None}
+    else:
+        dense = _weights(layers)
+    return frontier(dense, network.candidates(wish), wish.objective)
+
+
+def _weights(layers: Sequence[Layer]) -> dict[str, int]:
+    return {layer.name: layer.kernel.size for layer in layers if not layer.closed}
+
+
+def _weights_within(budget_bytes: int, network: Network) -> int:
+    """Weights that the open layers may have in a file of so many bytes: all else stays, each new node takes some."""
+    weights = _weights(layers_of(network.model))
+    rest = network.original.ByteSize() - _BYTES * sum(weights.values()) + _BYTES_A_LAYER * len(weights)
+    return max((budget_bytes - rest) // _BYTES, 0)
 
 
 def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | None]) -> LayerDecision:
@@ -243,7 +270,8 @@ class Job:
                 prune(model, self.wish.prune, tile=self.wish.tile, samples=samples, report=self.report)
                 groups = merged(groups, fold_channels(model, self.wish.tile))
             network = Network(model, samples, self.report)
-            steps = steps_of(network, self.wish) if self.frontier or self.wish.macs is not None else []
+            wants_steps = self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None
+            steps = steps_of(network, self.wish) if wants_steps else []
             plan = plan_of(network, self.wish, steps, groups, dense_macs)
             plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
             if self.plan_only:
@@ -253,6 +281,8 @@ class Job:
             plan = network.factorize(plan)
             model = finished(model, wanted)
             content = case.content(model)
+            if self.wish.budget_bytes is not None:
+                _require_fits(model, self.wish.budget_bytes)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
             damage = None
             if samples is not None:
@@ -272,12 +302,20 @@ class Job:
         return _SUMMARY
 
 
+def _require_fits(model: ir.Model, budget_bytes: int) -> None:
+    found = ir.to_proto(model).ByteSize() + _BYTES_A_LAYER
+    if found > budget_bytes:
+        raise CheckFailed(
+            f"expected a file of at most {budget_bytes} bytes, found {found}; allow that, or give a --tile"
+        )
+
+
 def frontier_points(steps: Sequence[Step]) -> list[FrontierPoint]:
-    """The first step at or below each tenth of the dense MACs, as far as there is one."""
+    """The first step at or below each tenth of the dense cost, as far as there is one."""
     points, dense = [], steps[0].cost if steps else 0
     for tenth in range(10, 0, -1):
         step = next((step for step in steps if step.cost <= dense * tenth / 10), None)
         if step is not None:
             layers = sum(chosen is not None for chosen in step.chosen.values())
-            points.append(FrontierPoint(share=step.cost / dense, macs=step.cost, layers=layers, damage=step.damage))
+            points.append(FrontierPoint(share=step.cost / dense, cost=step.cost, layers=layers, damage=step.damage))
     return points

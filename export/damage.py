@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from .tile import up_to_tile
 from .walk import Walk
 
 EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
+Objective = Literal["macs", "parameters"]
 RANKS = 12  # candidates a form; between two of them the damage is nearly linear in the MACs
 _PROBED = (0.02, 0.1, 0.4)  # losses of a layer's output whose damage to the model is measured
 _LEAST = 1e-12
@@ -42,12 +44,15 @@ class Candidate:
     damage: float
 
 
-def ranks_to_try(form: AnyForm, layer: Layer, tile: int) -> list[int]:
-    """Ranks that save MACs, on the tile, at most `RANKS` of them, evenly spread in the rank."""
+def ranks_to_try(form: AnyForm, layer: Layer, tile: int, objective: Objective = "macs") -> list[int]:
+    """Ranks that save MACs (or parameters), on the tile, at most `RANKS` of them, evenly spread in the rank."""
     if layer.pixels is None:
         return []
-    even, full = form.break_even(layer.shape, layer.pixels), form.full_rank(layer.shape)
-    most = min(even, full)
+    full = form.full_rank(layer.shape)
+    if objective == "macs":
+        most = min(form.break_even(layer.shape, layer.pixels), full)
+    else:
+        most = min((layer.kernel.size - 1) // form.parameters(layer.shape, 1), full)
     on_tile = sorted({min(up_to_tile(rank, tile), full) for rank in range(1, most + 1)} & set(range(1, most + 1)))
     if len(on_tile) <= RANKS:
         return on_tile
@@ -60,6 +65,7 @@ def candidates(
     tile: int,
     moments: Moments | None = None,
     error: Callable[[Factors], float] | None = None,
+    objective: Objective = "macs",
 ) -> list[Candidate]:
     """All of a layer's candidates; `error` says what some factors in its place would do to the model's outputs.
 
@@ -70,7 +76,7 @@ def candidates(
     target = None if moments is None else whitened(layer.kernel, moments)
     found: list[tuple[AnyForm, int, Factors, float]] = []
     for form in _distinct(forms, layer):
-        for rank in ranks_to_try(form, layer, tile):
+        for rank in ranks_to_try(form, layer, tile, objective):
             ranks = form.ranks(layer.shape, rank)
             factors = target.factors(form, ranks) if target else plain_factors(layer.kernel, form, ranks)
             found.append((form, rank, factors, judged.score(factors.to_dense())))

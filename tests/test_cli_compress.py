@@ -93,6 +93,21 @@ def test_pruning_and_factorising_go_together(models, tmp_path):
     assert _error(models, out) < 0.3
 
 
+def test_a_file_of_at_most_so_many_bytes(models, tmp_path):
+    out, before = tmp_path / "small.onnx", (models / "net.onnx").stat().st_size
+    budget = int(0.7 * before)
+    options = ("--budget-bytes", str(budget), "--tile", "1", "--data", "data.npz", "--frontier")
+    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
+    assert done.returncode == 0, done.stderr
+    assert 0.4 * budget < out.stat().st_size <= budget
+    assert "MACs or weights" in done.stdout
+    assert "calibration inputs" in done.stdout
+    damage = Parity.read(out.with_suffix(".parity.json")).damage
+    assert damage is not None
+    assert damage.n == 96
+    assert damage.error == pytest.approx(_error(models, out), rel=1e-3)
+
+
 def test_full_rank_changes_nothing(models, tmp_path):
     out = tmp_path / "same.onnx"
     done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
@@ -103,10 +118,15 @@ def test_full_rank_changes_nothing(models, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("net.onnx -o out.onnx", "give one of --energy, --macs and --plan, or --prune"),
-        ("net.onnx -o out.onnx --macs 0.5 --energy 0.9", "give one of --energy, --macs and --plan, or --prune"),
+        ("net.onnx -o out.onnx", "give one of --energy, --macs, --budget-bytes and --plan, or --prune"),
+        (
+            "net.onnx -o out.onnx --macs 0.5 --energy 0.9",
+            "give one of --energy, --macs, --budget-bytes and --plan, or --prune",
+        ),
         ("net.onnx -o out.onnx --macs 0", "--macs: expected a share in (0, 1], found 0.0"),
         ("net.onnx -o out.onnx --macs 0.001 --tile 1", "at the smallest ranks; allow"),
+        ("net.onnx -o out.onnx --budget-bytes 5000 --tile 1", "weights in the layers, found"),
+        ("net.onnx -o out.onnx --budget-bytes 5000 --macs 0.5", "give one of --energy"),
         ("net.onnx -o out.onnx --macs 0.5 --data small.npz", "input 'input': expected data of shape"),
         ("net.onnx -o out.onnx --macs 0.5 --data nowhere.npz", "nowhere.npz"),
         ("net.onnx -o out.onnx --plan nowhere.json", "nowhere.json"),
