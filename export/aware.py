@@ -14,7 +14,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
-from .decompose import Array, Factors, composed, plain_factors
+from .decompose import Array, Factors, composed, plain_factors, svd_sides
 from .forms import AnyForm, Form
 
 DAMPING = 1e-4  # of C's mean diagonal: a direction that calibration hardly shows is not free
@@ -55,11 +55,6 @@ def own_moments(kernel: Array, covariance: Array, mean: Array | None = None, bia
     mean_in = np.zeros(flat.shape[1]) if mean is None else mean
     mean_out = flat @ mean_in + (0 if bias is None else bias)
     return Moments(covariance, cross, float(np.vdot(cross, flat)), mean_in, mean_out)
-
-
-def unweighted(kernel: Array) -> Moments:
-    """No data: every direction counts alike, so that the score is the lost share of the kernel's squared norm."""
-    return own_moments(kernel, np.eye(kernel[0].size))
 
 
 def damped(covariance: Array) -> Array:
@@ -142,6 +137,34 @@ class Whitened:
 
     def _gradient(self, kernel: Array) -> Array:
         return (kernel.reshape(len(kernel), -1) @ self.metric).reshape(kernel.shape)
+
+
+@dataclass(frozen=True)
+class Unweighted:
+    """A kernel without data: every direction counts alike, the score is the lost share of the squared norm."""
+
+    target: Array
+
+    def factors(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
+        """Factors nearest to the kernel: optimal but for tucker-2."""
+        if not isinstance(form, Form):
+            return plain_factors(self.target, form, ranks)
+        left, right = self._sides(form)
+        return Factors(form.kernels(left[:, : ranks[0]], right[: ranks[0]], self.target.shape))
+
+    def score(self, kernel: Array) -> float:
+        """‖W − W̃‖² / ‖W‖²."""
+        power = float(np.vdot(self.target, self.target))
+        return float(np.square(self.target - kernel).sum()) / power if power > 0 else 0.0
+
+    def _sides(self, form: Form) -> tuple[Array, Array]:
+        if form.name not in self._found:
+            self._found[form.name] = svd_sides(self.target, form)
+        return self._found[form.name]
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[Array, Array]]:
+        return {}
 
 
 def whitened(kernel: Array, moments: Moments) -> Whitened:

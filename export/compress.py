@@ -20,12 +20,11 @@ from ..errors import CheckFailed, InputError
 from ..files import sha256_of
 from ..records import Compressed, Damage, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan
 from ..runtime.inputs import Given
-from .aware import unweighted, whitened
+from .aware import Unweighted, whitened
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
 from .damage import Candidate, Effects, Objective, candidates, damage_of
-from .decompose import plain_factors
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .graphs import drop_unused_initializers, is_large, refresh_shapes
@@ -127,19 +126,19 @@ class Network:
     def _factorize_one(self, layer: Layer, decision: LayerDecision, walks: tuple[Walk, Walk] | None) -> LayerDecision:
         form, bias = form_of(layer, decision), None
         if walks is None:
-            moments = unweighted(layer.kernel)
-            factors = plain_factors(layer.kernel, form, decision.ranks)
+            judge = Unweighted(layer.kernel)
+            factors = judge.factors(form, decision.ranks)
         else:
             now, truth = walks
             now.proto = ir.to_proto(self.model)
-            moments = collect(layer, now, truth)
-            factors = whitened(layer.kernel, moments).factors(form, decision.ranks)
+            judge = collect(layer, now, truth)
+            factors = whitened(layer.kernel, judge).factors(form, decision.ranks)
             if layer.node.op_type != "MatMul":
-                bias = moments.bias(factors.to_dense())
+                bias = judge.bias(factors.to_dense())
         replace(layer, form, factors, bias)
         shapes = [kernel.shape for kernel in factors.kernels]
         macs = None if layer.pixels is None else form.macs_of(shapes, layer.pixels)
-        return decision.model_copy(update={"loss": moments.score(factors.to_dense()), "macs": macs})
+        return decision.model_copy(update={"loss": judge.score(factors.to_dense()), "macs": macs})
 
 
 def plan_of(

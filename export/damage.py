@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ..records import Damage
-from .aware import Moments, unweighted, whitened
+from .aware import Moments, Unweighted, whitened
 from .calibration import Samples
-from .decompose import Factors, plain_factors
+from .decompose import Factors
 from .forms import AnyForm, resolve_any
 from .layers import Layer
 from .tile import up_to_tile
@@ -72,14 +72,13 @@ def candidates(
     Without moments the loss is the share of the squared norm of the kernel; without `error` it is the damage too.
     """
     assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
-    judged = moments or unweighted(layer.kernel)
-    target = None if moments is None else whitened(layer.kernel, moments)
+    plain = Unweighted(layer.kernel)
+    judge, target = (plain, plain) if moments is None else (moments, whitened(layer.kernel, moments))
     found: list[tuple[AnyForm, int, Factors, float]] = []
     for form in _distinct(forms, layer):
         for rank in ranks_to_try(form, layer, tile, objective):
-            ranks = form.ranks(layer.shape, rank)
-            factors = target.factors(form, ranks) if target else plain_factors(layer.kernel, form, ranks)
-            found.append((form, rank, factors, judged.score(factors.to_dense())))
+            factors = target.factors(form, form.ranks(layer.shape, rank))
+            found.append((form, rank, factors, judge.score(factors.to_dense())))
     if not found:
         return []
     damages = _damages([(loss, factors) for _, _, factors, loss in found], error)

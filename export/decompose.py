@@ -76,9 +76,15 @@ def truncated_svd(kernel: Array, form: Form, rank: int) -> Factors:
     """
     if not 1 <= rank <= form.full_rank(kernel.shape):
         raise ValueError(f"rank {rank} is not between 1 and the full rank {form.full_rank(kernel.shape)}")
+    left, right = svd_sides(kernel, form)
+    return Factors(form.kernels(left[:, :rank], right[:rank], kernel.shape))
+
+
+def svd_sides(kernel: Array, form: Form) -> tuple[Array, Array]:
+    """U√Σ and √Σ·Vᵀ of the matricised kernel: their first columns and rows are the truncated SVD of any rank."""
     left, values, right = np.linalg.svd(form.matricize(kernel).astype(np.float64), full_matrices=False)
-    root = np.sqrt(values[:rank])
-    return Factors(form.kernels(left[:, :rank] * root, root[:, None] * right[:rank], kernel.shape))
+    root = np.sqrt(values)
+    return left * root, root[:, None] * right
 
 
 def plain_factors(kernel: Array, form: AnyForm, ranks: Sequence[int]) -> Factors:

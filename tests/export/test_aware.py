@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rankfold.export.aware import Moments, own_moments, unweighted, whitened
+from rankfold.export.aware import Moments, Unweighted, own_moments, whitened
 from rankfold.export.decompose import plain_factors, truncated_svd, tucker2
 from rankfold.export.forms import FORMS, TUCKER2, Form, resolve
 
@@ -88,7 +88,7 @@ def test_without_data_the_score_is_the_share_of_eckart_and_young():
     for form in (FORMS["channel"], FORMS["input-channel"], FORMS["spatial"]):
         values = np.linalg.svd(form.matricize(weight), compute_uv=False) ** 2
         for rank in (1, 3):
-            score = unweighted(weight).score(plain(weight, form, rank))
+            score = Unweighted(weight).score(plain(weight, form, rank))
             assert score == pytest.approx(values[rank:].sum() / values.sum(), abs=ROUNDING)
 
 
