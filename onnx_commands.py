@@ -223,6 +223,7 @@ def tune(
     augment: Annotated[Literal["none", "shift", "flip-shift"], typer.Option(help="For images.")] = "none",
     seed: Annotated[int, typer.Option(help="Of the order of the inputs.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    save_every_s: Annotated[float, typer.Option(min=0, help="How often its state is kept, to go on from.")] = 30.0,
     mean: MeanOption = "0",
     std: StdOption = "1",
     size: SizeOption = None,
@@ -242,7 +243,7 @@ def tune(
     torch.set_num_threads(threads)
     how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
     settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, augment=augment)
-    done = tune_file(source, teacher, output, settings, data=data, most=samples, how=how)
+    done = tune_file(source, teacher, output, settings, data=data, most=samples, how=how, save_every_s=save_every_s)
     text = f"output error {done.error_before:.2%} → {done.error_after:.2%}"
     if done.agreement_before is not None and done.agreement_after is not None:
         text += f", same top class {done.agreement_before:.2%} → {done.agreement_after:.2%}"

@@ -336,7 +336,15 @@ def quantize_file(
 
 
 def tune_file(
-    source: Path, teacher: Path, output: Path, settings: Settings, *, data: Path, most: int, how: Preprocess
+    source: Path,
+    teacher: Path,
+    output: Path,
+    settings: Settings,
+    *,
+    data: Path,
+    most: int,
+    how: Preprocess,
+    save_every_s: float,
 ) -> Tuned:
     """Tune a small model on its original: `output` and .tune.json beside it, or nothing.
 
@@ -360,7 +368,16 @@ def tune_file(
             bar.show(now.step, now.steps, now.left_s, f"loss {now.loss:.4f}")
 
         feed = samples.read(0, count)
-        weights, looks = tune(small, original, feed, settings, state=state, identity=identity, on_progress=show)
+        weights, looks = tune(
+            small,
+            original,
+            feed,
+            settings,
+            state=state,
+            identity=identity,
+            save_every_s=save_every_s,
+            on_progress=show,
+        )
     first, best = looks[0], min(looks, key=lambda look: look.error)
     held = held_out(count)
     record = Tuned(

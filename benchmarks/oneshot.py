@@ -240,7 +240,8 @@ def markdown(rows: Sequence[OneShotRow]) -> str:
         for drop in (0.01, 0.03):
             gone = [removed_at(curve, drop) for curve in found.values()]
             span = f" ({min(gone):.1%} to {max(gone):.1%})" if len(gone) > 1 else ""
-            cells.append(f"{np.mean(gone):.1%}{span}")
+            ends = any(all(row.dense_accuracy - row.accuracy <= drop for row in curve) for curve in found.values())
+            cells.append(f"{'over ' if ends else ''}{np.mean(gone):.1%}{span}")
         lines.append(f"| {model} | {method} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

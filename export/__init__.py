@@ -13,6 +13,15 @@ sessions.py    ONNX Runtime sessions, for outputs and never for times           
 guard.py       work on a stranger's file in a child, within bounds               work → text, or one line
 footprint.py   memory of a graph's values                                        graph, shapes → bytes
 opsets.py      what older runtimes read                                          model, release → model
+aware.py       decompositions that keep a layer's outputs                        kernel, Moments → Factors
+walk.py        a network run once through calibration data                       model, Samples → values on the way
+moments.py     what a layer sees and puts out                                    Walk → Moments, one layer at a time
+damage.py      candidates of a layer and what they do to the outputs             layer, Walk → Candidates
+solve.py       one candidate a layer within a budget                             Candidates → frontier
+prune.py       whole channels that their readers miss least                      model, Samples → model
+compress.py    all of these in order                                             ONNX → ONNX, Plan, Parity
+quantize.py    int8 by ONNX Runtime's tool, after folding                        ONNX, data → ONNX, Parity
+reporting.py   how long work says how far it is
 parity.py      outputs against the float64 truth                                 two models → ParityCheck
 shrink.py      all of it in order                                                dense.onnx → compact.onnx, Plan, Parity
 fold.py        any graph, exactly                                                ONNX → ONNX, Plan, Parity

@@ -81,11 +81,20 @@ class Whitened:
     metric: Array
     root: Array
 
-    def factors(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
-        """Factors of the least output error: optimal for the channel form and 1×1 kernels, else a local optimum."""
+    @property
+    def work(self) -> int:
+        """Multiply-accumulates of one pass of the metric over the kernel, the unit of alternating least squares."""
+        return self.target.size * len(self.metric)
+
+    def factors(self, form: AnyForm, ranks: Sequence[int], *, improved: bool = True) -> Factors:
+        """Factors of the least output error: optimal for the channel form and 1×1 kernels, else a local optimum.
+
+        Without `improved` that is left where alternating least squares starts.
+        """
         if isinstance(form, Form) and form.name in _ORDER_FREE:
             return self._optimal(form, *ranks)
-        return self._improved(self._start(form, ranks))
+        start = self._start(form, ranks)
+        return self._improved(start) if improved else start
 
     @cached_property
     def _sides(self) -> tuple[Array, Array]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -97,14 +96,13 @@ class Network:
     def candidates(self, wish: Wish) -> dict[str, list[Candidate]]:
         """Every layer's candidates with their damage."""
         walk = None if self.samples is None else Walk(self.original, self.samples)
-        effects = None if walk is None else Effects(walk)
         found: dict[str, list[Candidate]] = {}
+        effects = None if walk is None else Effects(walk, sum(layer.macs or 0 for layer in layers_of(self.model)))
         layers = [layer for layer in layers_of(self.model) if not layer.closed and layer.name not in wish.keep]
         for number, layer in enumerate(layers):
             self.report("scoring layers", number, len(layers))
             moments = None if walk is None else collect(layer, walk, walk)
-            error = None if effects is None else partial(effects.of, layer)
-            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, error, wish.objective)
+            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, effects, wish.objective)
         return found
 
     def factorize(self, plan: Plan) -> Plan:

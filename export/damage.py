@@ -7,8 +7,9 @@ between them: a layer in front of few classes forgives much, until its rank fall
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -23,12 +24,16 @@ from .decompose import Factors
 from .forms import AnyForm, resolve_any
 from .layers import Layer
 from .tile import up_to_tile
-from .walk import Walk
+from .walk import BATCH, Walk
 
 EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
 Objective = Literal["macs", "parameters"]
 RANKS = 12  # candidates a form; between two of them the damage is nearly linear in the MACs
 _PROBED = (0.02, 0.1, 0.4)  # losses of a layer's output whose damage to the model is measured
+_FEW_PROBED = (0.1,)  # the same, and the inputs, where a run of the model is long
+_FEW_SAMPLES = BATCH
+_LONG_MACS = 5e10
+_IMPROVED = 5e8  # scoring goes without alternating least squares above it: a 3×3 layer of 256 channels and more
 _LEAST = 1e-12
 
 
@@ -64,24 +69,28 @@ def candidates(
     forms: Sequence[str],
     tile: int,
     moments: Moments | None = None,
-    error: Callable[[Factors], float] | None = None,
+    effects: Effects | None = None,
     objective: Objective = "macs",
 ) -> list[Candidate]:
-    """All of a layer's candidates; `error` says what some factors in its place would do to the model's outputs.
+    """All of a layer's candidates; `effects` measures what factors in its place do to the model's outputs.
 
-    Without moments the loss is the share of the squared norm of the kernel; without `error` it is the damage too.
+    Without moments the loss is the share of the squared norm of the kernel; without `effects` it is the damage too.
     """
     assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
-    plain = Unweighted(layer.kernel)
-    judge, target = (plain, plain) if moments is None else (moments, whitened(layer.kernel, moments))
+    if moments is None:
+        judge = Unweighted(layer.kernel)
+        factored = judge.factors
+    else:
+        judge, target = moments, whitened(layer.kernel, moments)
+        factored = partial(target.factors, improved=target.work <= _IMPROVED)
     found: list[tuple[AnyForm, int, Factors, float]] = []
     for form in _distinct(forms, layer):
         for rank in ranks_to_try(form, layer, tile, objective):
-            factors = target.factors(form, form.ranks(layer.shape, rank))
+            factors = factored(form, form.ranks(layer.shape, rank))
             found.append((form, rank, factors, judge.score(factors.to_dense())))
     if not found:
         return []
-    damages = _damages([(loss, factors) for _, _, factors, loss in found], error)
+    damages = _damages(layer, [(loss, factors) for _, _, factors, loss in found], effects)
     return [
         Candidate(
             form.name,
@@ -95,16 +104,15 @@ def candidates(
     ]
 
 
-def _damages(found: Sequence[tuple[float, Factors]], error: Callable[[Factors], float] | None) -> list[float]:
+def _damages(layer: Layer, found: Sequence[tuple[float, Factors]], effects: Effects | None) -> list[float]:
     """Measured at the candidates nearest to the losses probed; between them a power law, beyond them linear."""
     losses = np.log([max(loss, _LEAST) for loss, _ in found])
-    if error is None:
+    if effects is None:
         return [loss for loss, _ in found]
-    probed = sorted(
-        {int(np.argmin(np.abs(losses - np.log(loss)))) for loss in _PROBED}, key=lambda index: losses[index]
-    )
+    nearest = {int(np.argmin(np.abs(losses - np.log(loss)))) for loss in effects.probed}
+    probed = sorted(nearest, key=lambda index: losses[index])
     at = losses[probed]
-    measured = np.maximum.accumulate(np.log([max(error(found[index][1]), _LEAST) for index in probed]))
+    measured = np.maximum.accumulate(np.log([max(effects.of(layer, found[index][1]), _LEAST) for index in probed]))
     inner = np.interp(losses, at, measured)
     return np.exp(inner + np.minimum(losses - at[0], 0) + np.maximum(losses - at[-1], 0)).tolist()
 
@@ -117,11 +125,14 @@ def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
 class Effects:
     """How the model's outputs answer to a damaged layer: their squared error, relative to their variance.
 
-    `walk` is through the undamaged model, and stands before the layer that is asked about.
+    `walk` is through the undamaged model of `macs`, and stands before the layer that is asked about.
     """
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Walk, macs: int) -> None:
         self._walk = walk
+        is_long = macs * min(walk.samples.count, EFFECT_SAMPLES) > _LONG_MACS
+        self.probed = _FEW_PROBED if is_long else _PROBED
+        self._count = _FEW_SAMPLES if is_long else EFFECT_SAMPLES
         self._truth = self._outputs(walk.proto)
         self._power = sum(float(np.sum(np.square(y - y.mean(axis=0)))) for y in self._truth)
 
@@ -133,7 +144,7 @@ class Effects:
 
     def _outputs(self, proto: onnx.ModelProto) -> list[NDArray]:
         names = [entry.name for entry in proto.graph.output]
-        runs = list(self._walk.peek(names, proto, count=EFFECT_SAMPLES))
+        runs = list(self._walk.peek(names, proto, count=self._count))
         return [
             np.concatenate([np.asarray(run[index], np.float64) for run in runs])
             for index in range(len(names))

@@ -74,6 +74,7 @@ def tune(
     *,
     state: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    save_every_s: float = SAVE_EVERY_S,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[dict[str, NDArray], list[Look]]:
     """The best weights of `small` by name, and the looks at the held-out inputs, the first before any step.
@@ -100,7 +101,7 @@ def tune(
             looks.append(run.look(step))
             if looks[-1].error <= min(look.error for look in looks):
                 run.keep()
-        if state is not None and time.monotonic() - saved > SAVE_EVERY_S:
+        if state is not None and time.monotonic() - saved > save_every_s:
             run.save(state, facts | {"step": step, "looks": [asdict(look) for look in looks]})
             saved = time.monotonic()
         left_s = (time.monotonic() - began) / (step - started) * (settings.steps - step)

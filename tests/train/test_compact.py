@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +58,21 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def compressed(model: nn.Module, folder: Path, wish: Wish, data: np.ndarray | None = None) -> tuple[Path, Compressed]:
-    to_onnx(copy.deepcopy(model), X[:2], folder / "dense.onnx")
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    """The network as a file; read only."""
+    path = tmp_path_factory.mktemp("dense") / "dense.onnx"
+    to_onnx(trained(Residual()), X[:2], path)
+    return path
+
+
+def compressed(dense: Path, folder: Path, wish: Wish, data: np.ndarray | None = None) -> tuple[Path, Compressed]:
     path = None
     if data is not None:
         path = folder / "data.npz"
-        (name,) = (entry.name for entry in onnx.load(folder / "dense.onnx").graph.input)
+        (name,) = (entry.name for entry in onnx.load(dense).graph.input)
         np.savez(path, **{name: data}, allow_pickle=False)
-    summary, *_, small = Job(wish, data=path).into(folder, folder / "dense.onnx", "small.onnx")
+    summary, *_, small = Job(wish, data=path).into(folder, dense, "small.onnx")
     return folder / small, Compressed.read(folder / summary)
 
 
@@ -76,11 +82,11 @@ def outputs(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["channel", "input-channel", "spatial", "tucker-2", "auto"])
-def test_a_compressed_file_goes_back_into_the_module(form, tmp_path):
+def test_a_compressed_file_goes_back_into_the_module(form, dense, tmp_path):
     model = trained(Residual())
     forms = ("channel", "spatial", "tucker-2", "linear") if form == "auto" else (form,)
     data = np.random.default_rng(1).normal(size=(64, 3, 12, 12)).astype(np.float32)
-    path, done = compressed(model, tmp_path, Wish(forms=forms, macs=0.7, prune=0.15), data)
+    path, done = compressed(dense, tmp_path, Wish(forms=forms, macs=0.7, prune=0.15), data)
     assert any(layer.form != "dense" for layer in done.plan.layers.values())
     small = compact(model, path, done.plan, X)
     np.testing.assert_allclose(small(X).detach().numpy(), outputs(path), atol=1e-4)
@@ -125,15 +131,14 @@ def test_the_regularizer_hands_out_what_export_would_write():
     assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
 
 
-def test_what_cannot_be_put_back_is_said(tmp_path):
-    model = trained(Residual(fixed=True))
-    path, done = compressed(model, tmp_path, Wish(macs=0.8))
-    compact(model, path, done.plan, X)
+def test_what_cannot_be_put_back_is_said(dense, tmp_path):
+    path, done = compressed(dense, tmp_path, Wish(macs=0.8))
+    compact(trained(Residual()), path, done.plan, X)
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     with pytest.raises(InputError, match="the plan is of another model: it names layer 'stem'"):
         compact(other, path, done.plan, X)
-    free = trained(Residual())
-    path, done = compressed(free, tmp_path, Wish(prune=0.3))
+    path, done = compressed(dense, tmp_path, Wish(prune=0.3))
+    model = trained(Residual(fixed=True))
     with pytest.raises(InputError, match="the module's own code fixes a width that the plan changes"):
         compact(model, path, done.plan, X)
     changed = onnx.load(path)
