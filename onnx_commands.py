@@ -11,6 +11,7 @@ import typer
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .export.calibration import Preprocess
     from .records import Damage, ModelScore, Plan
 
 Split = Literal["validation", "test"]
@@ -28,8 +29,10 @@ MeanOption = Annotated[str, typer.Option(help="Of pixels from 0 to 1, a number a
 StdOption = Annotated[str, typer.Option(help="Pixels are divided by it, a number a channel.")]
 SizeOption = Annotated[str | None, typer.Option(help="Height x width.  [default: the model's]")]
 CropOption = Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the centre square kept.")]
-ColorsOption = Annotated[Literal["rgb", "bgr"], typer.Option(help="Order of the channels.")]
-LayoutOption = Annotated[Literal["nchw", "nhwc"], typer.Option(help="Order of the axes.")]
+Colors = Literal["rgb", "bgr"]
+Layout = Literal["nchw", "nhwc"]
+ColorsOption = Annotated[Colors, typer.Option(help="Order of the channels.")]
+LayoutOption = Annotated[Layout, typer.Option(help="Order of the axes.")]
 TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")]
 TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
 CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
@@ -130,13 +133,12 @@ def compress(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
-    from .export.calibration import Preprocess
     from .export.compress import AUTO_FORMS, Wish
     from .records import Plan
     from .stages import compress_file
     from .terminal import print_frontier, print_plan
 
-    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    how = _preprocess(mean, std, size, crop, colors, layout)
     wish = Wish(
         forms=AUTO_FORMS if form == "auto" else (form,),
         energy=energy,
@@ -189,10 +191,9 @@ def quantize(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
-    from .export.calibration import Preprocess
     from .stages import quantize_file
 
-    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    how = _preprocess(mean, std, size, crop, colors, layout)
     parity = quantize_file(
         source,
         output,
@@ -236,12 +237,11 @@ def tune(
         import torch
     except ImportError as error:
         raise InputError("tune needs torch, which is not installed; pip install 'rankfold[train]'") from error
-    from .export.calibration import Preprocess
     from .stages import tune_file
     from .train.tune import Settings
 
     torch.set_num_threads(threads)
-    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    how = _preprocess(mean, std, size, crop, colors, layout)
     settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, augment=augment)
     done = tune_file(source, teacher, output, settings, data=data, most=samples, how=how, save_every_s=save_every_s)
     text = f"output error {done.error_before:.2%} → {done.error_after:.2%}"
@@ -312,10 +312,9 @@ def evaluate(
     if source.is_dir():
         _evaluate_run(source, data, split)
         return
-    from .export.calibration import Preprocess
     from .stages import evaluate_file
 
-    how = Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
+    how = _preprocess(mean, std, size, crop, colors, layout)
     score = evaluate_file(
         source,
         data=data,
@@ -342,6 +341,14 @@ def _sentence(source: Path, score: ModelScore) -> str:
     interval = f"({score.low:.2%} to {score.high:.2%})"
     note = "; there are no labels, so this says nothing about accuracy" if score.reference_sha256 else ""
     return f"{source.name}: {score.value:.2%} {interval}, {score.metric}, {score.n} inputs of {score.data}{note}"
+
+
+def _preprocess(
+    mean: str, std: str, size: str | None, crop: float | None, colors: Colors, layout: Layout
+) -> Preprocess:
+    from .export.calibration import Preprocess
+
+    return Preprocess(_numbers("--mean", mean), _numbers("--std", std), _size(size), crop, colors, layout)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

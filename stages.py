@@ -186,7 +186,7 @@ def fold_file(
     The device's runtime decides opset and IR version unless `target_ort` does.
     """
     require_writable(output)
-    tiles, runtime = _for_device(device, tile, target_ort)
+    tiles, runtime = _for_device(probe_device(device)[0], device, tile, target_ort)
     return fold_guarded(
         source,
         output,
@@ -249,7 +249,7 @@ def compress_file(
     `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
     """
     require_writable(output)
-    tiles, runtime = _for_device(device, tile, target_ort)
+    tiles, runtime = _for_device(probe_device(device)[0], device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
         from .export import compress
@@ -274,9 +274,8 @@ def compress_file(
     return done
 
 
-def _for_device(device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:
+def _for_device(facts: Facts, device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:
     """The tile, and the runtime that must read the file: what was asked for, or the device's own."""
-    facts = probe_device(device)[0]
     runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
     return facts.tile if tile == "auto" else _whole("--tile", tile), runtime
 
@@ -311,8 +310,8 @@ def quantize_file(
 ) -> Parity:
     """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing."""
     require_writable(output)
-    isa = probe_device(device)[0].isa
-    tiles, runtime = _for_device(device, tile, target_ort)
+    facts = probe_device(device)[0]
+    tiles, runtime = _for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
         from .export.quantize import needs_reduced_range, quantize_into
@@ -325,7 +324,7 @@ def quantize_file(
             data=data,
             most=most,
             how=how,
-            reduce_range=needs_reduced_range(isa),
+            reduce_range=needs_reduced_range(facts.isa),
             tile=tiles,
             target_ort=runtime,
             given=given(shapes, inputs),
@@ -351,8 +350,8 @@ def tune_file(
     An interrupted run goes on where it was: its state lies beside `output` until it is done.
     """
     from .export.calibration import load
+    from .export.graphs import with_weights
     from .runtime import costs
-    from .train.onnx_module import with_weights
     from .train.tune import Progress, held_out, tune
 
     require_writable(output)

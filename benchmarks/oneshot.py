@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import ValidationError
 
-from ..errors import CheckFailed, InputError, RankfoldError, complaint
+from ..errors import CheckFailed, RankfoldError, complaint
 from ..export.calibration import Samples
 from ..export.compress import AUTO_FORMS, Network, Wish, plan_of, steps_of
 from ..export.evaluate import score
@@ -38,9 +37,12 @@ from ..export.prune import prune
 from ..export.reporting import silent
 from ..export.solve import Step
 from ..files import replacing, write_text
-from ..records import DataSpec, ModelSpec, OneShotRow, first_problem
+from ..records import DataSpec, ModelSpec, OneShotRow
+from .rows import read
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..train.data import Dataset
 
 Split = Literal["validation", "test"]
@@ -164,9 +166,14 @@ def exported(name: str, weights: Path, data: Dataset, path: Path) -> Path:
     return path
 
 
-def _calibration(data: Dataset, seed: int, name: str) -> Samples:
+def calibration_inputs(data: Dataset, seed: int) -> NDArray[np.float32]:
+    """The training images that a seed chooses, as the network sees them."""
     chosen = np.random.default_rng(seed).choice(len(data.train), CALIBRATION, replace=False)
-    inputs = data.inputs(data.train.images[np.sort(chosen)])
+    return data.inputs(data.train.images[np.sort(chosen)])
+
+
+def _calibration(data: Dataset, seed: int, name: str) -> Samples:
+    inputs = calibration_inputs(data, seed)
     return Samples(data.name, CALIBRATION, None, lambda start, stop: {name: inputs[start:stop]})
 
 
@@ -190,7 +197,7 @@ def _energy(network: Network, forms: Sequence[str], share: float) -> float:
 
 def run(bench: Bench, methods: Sequence[Method], shares: Sequence[float], results: Path) -> Iterator[OneShotRow]:
     """Every row that is not there yet, written as soon as it is known."""
-    rows = {_key(row): row for row in read_rows(results)}
+    rows = {_key(row): row for row in read(results, OneShotRow)}
     for method in methods:
         for share in sorted(shares, reverse=True):
             key = (bench.name, method.config_hash, bench.seed, bench.split, share)
@@ -207,15 +214,6 @@ def run(bench: Bench, methods: Sequence[Method], shares: Sequence[float], result
 
 def _key(row: OneShotRow) -> tuple[str, str, int, str, float]:
     return row.model, row.config_hash, row.seed, row.split, row.wanted
-
-
-def read_rows(path: Path) -> list[OneShotRow]:
-    """The rows of a file, none if it is not there."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [OneShotRow.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error
 
 
 # --- what the rows say --------------------------------------------------------------------------------------
@@ -305,7 +303,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.command == "show":
-            rows = [row for row in read_rows(given.results) if row.split == given.split]
+            rows = [row for row in read(given.results, OneShotRow) if row.split == given.split]
             draw(rows, given.results.with_suffix(".svg"))
             print(markdown(rows))
             return

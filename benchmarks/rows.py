@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from ..errors import InputError
 from ..files import write_text
-from ..records import Bench, Evaluation, ResultRow, first_problem
+from ..records import Bench, Evaluation, Record, ResultRow, first_problem
 from .networks import Network, config_hash
+
+Row = TypeVar("Row", bound=Record)
 
 
 def rows_of(comparison: str, networks: Sequence[Network], out: Path) -> list[ResultRow]:
@@ -50,13 +53,13 @@ def rows_of(comparison: str, networks: Sequence[Network], out: Path) -> list[Res
 
 def has_rows(path: Path, comparison: str, networks: Sequence[Network]) -> bool:
     """Whether every one of the networks was measured before."""
-    known = {_key(row) for row in _read(path)}
+    known = {_key(row) for row in read(path, ResultRow)}
     return all((comparison, config_hash(network), network.job.seed) in known for network in networks)
 
 
 def append_rows(path: Path, new: Sequence[ResultRow]) -> None:
     """Append rows to a JSON-lines file; a row of the same configuration and seed is replaced."""
-    merged = {_key(row): row for row in [*_read(path), *new]}
+    merged = {_key(row): row for row in [*read(path, ResultRow), *new]}
     write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))
 
 
@@ -64,9 +67,10 @@ def _key(row: ResultRow) -> tuple[str, str, int]:
     return row.comparison, row.config_hash, row.seed
 
 
-def _read(path: Path) -> list[ResultRow]:
+def read(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a file, none if it is not there."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [ResultRow.model_validate_json(line) for line in lines]
+        return [kind.model_validate_json(line) for line in lines]
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error

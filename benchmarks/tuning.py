@@ -27,14 +27,13 @@ from torch.nn import functional as F
 from ..errors import RankfoldError, complaint
 from ..export.compress import Job, Wish
 from ..export.evaluate import score
+from ..export.graphs import with_weights
 from ..files import write_text
 from ..records import Compressed, TuningRow
 from ..train.compact import compact
-from ..train.data.dataset import batch_order
 from ..train.models import build
-from ..train.onnx_module import with_weights
-from ..train.tune import Settings, schedule, tune
-from .oneshot import CALIBRATION, ModelSpec, Split, cifar, exported
+from ..train.tune import Settings, batch_of, schedule, tune
+from .oneshot import ModelSpec, Split, calibration_inputs, cifar, exported
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,11 +48,8 @@ def fine_tuned(
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    per_epoch = len(inputs) // settings.batch
     for step in range(settings.steps):
-        epoch, place = divmod(step, per_epoch)
-        order = batch_order(len(inputs), settings.seed, epoch)
-        chosen = np.sort(order[place * settings.batch : (place + 1) * settings.batch])
+        chosen = batch_of(step, len(inputs), settings)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(step, settings.steps)
         loss = F.cross_entropy(module(torch.from_numpy(inputs[chosen])), torch.from_numpy(labels[chosen]))
@@ -71,8 +67,7 @@ def run(given: argparse.Namespace, data: Dataset, folder: Path, said: Callable[[
     tested = data.inputs(part.images)
     dense = exported(given.model, given.weights, data, folder / "dense.onnx")
     (name,) = (entry.name for entry in onnx.load(dense).graph.input)
-    chosen = np.sort(np.random.default_rng(given.seed).choice(len(data.train), CALIBRATION, replace=False))
-    np.savez(folder / "data.npz", **{name: data.inputs(data.train.images[chosen])}, allow_pickle=False)
+    np.savez(folder / "data.npz", **{name: calibration_inputs(data, given.seed)}, allow_pickle=False)
     summary, *_, small = Job(Wish(macs=given.macs), data=folder / "data.npz").into(folder, dense, "small.onnx")
     done = Compressed.read(folder / summary)
 

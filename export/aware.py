@@ -48,15 +48,6 @@ class Moments:
         return self.mean_out - kernel.reshape(len(kernel), -1) @ self.mean_in
 
 
-def own_moments(kernel: Array, covariance: Array, mean: Array | None = None, bias: Array | None = None) -> Moments:
-    """Moments of a layer that sees what the original saw."""
-    flat = kernel.reshape(len(kernel), -1)
-    cross = flat @ covariance
-    mean_in = np.zeros(flat.shape[1]) if mean is None else mean
-    mean_out = flat @ mean_in + (0 if bias is None else bias)
-    return Moments(covariance, cross, float(np.vdot(cross, flat)), mean_in, mean_out)
-
-
 def damped(covariance: Array) -> Array:
     """C with `DAMPING` of its mean diagonal added; positive definite."""
     size = len(covariance)

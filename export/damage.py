@@ -15,13 +15,13 @@ from typing import Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from ..records import Damage
 from .aware import Moments, Unweighted, whitened
 from .calibration import Samples
 from .decompose import Factors
 from .forms import AnyForm, resolve_any
+from .graphs import with_weights
 from .layers import Layer
 from .tile import up_to_tile
 from .walk import BATCH, Walk
@@ -138,7 +138,10 @@ class Effects:
 
     def of(self, layer: Layer, factors: Factors) -> float:
         """The outputs' error with these factors in place of the layer."""
-        off = self._outputs(_with_kernel(self._walk.proto, layer, factors.to_dense()))
+        weight = layer.node.inputs[1]
+        assert weight is not None, f"layer {layer.name!r} has no weight"
+        damaged = {weight.name or "": layer.stored(factors.to_dense())}
+        off = self._outputs(with_weights(self._walk.proto, damaged))
         error = sum(float(np.sum(np.square(a - b))) for a, b in zip(off, self._truth, strict=True))
         return error / self._power if self._power > 0 else 0.0
 
@@ -150,17 +153,6 @@ class Effects:
             for index in range(len(names))
             if np.asarray(runs[0][index]).dtype.kind == "f"
         ]
-
-
-def _with_kernel(proto: onnx.ModelProto, layer: Layer, kernel: NDArray) -> onnx.ModelProto:
-    """The model with another kernel in one layer."""
-    weight = layer.node.inputs[1]
-    assert weight is not None, f"layer {layer.name!r} has no weight"
-    changed = onnx.ModelProto()
-    changed.CopyFrom(proto)
-    stored = next(entry for entry in changed.graph.initializer if entry.name == weight.name)
-    stored.CopyFrom(numpy_helper.from_array(layer.stored(kernel), stored.name))
-    return changed
 
 
 def damage_of(original: onnx.ModelProto, small: onnx.ModelProto, samples: Samples, most: int) -> Damage:

@@ -115,7 +115,7 @@ def fold_into(
         groups = fold_channels(model, tile)
         model = finished(model, wanted)
         case.exact(model, "fold dead channels")
-    plan = _plan(model, sha256_of(source), tile, groups, dense_macs)
+    plan = dense_plan(model, sha256_of(source), tile, groups, dense_macs, "folding changes no form")
     parity = Parity(checks=case.checks)
     names += written(folder, name, model, plan, parity)
     return plan, parity
@@ -213,13 +213,19 @@ def _is_cheap(proto: onnx.ModelProto, batch: int, given: Given) -> bool:
 # --- what is written ----------------------------------------------------------------------------------------
 
 
-def _plan(
-    model: ir.Model, source_sha256: str, tile: int, groups: dict[str, GroupDecision], dense_macs: dict[str, int | None]
+def dense_plan(
+    model: ir.Model,
+    source_sha256: str,
+    tile: int,
+    groups: dict[str, GroupDecision],
+    dense_macs: dict[str, int | None],
+    reason: str,
 ) -> Plan:
+    """The plan of a model whose layers all stay dense, for one reason."""
     layers = {
         layer.name: LayerDecision(
             form="dense",
-            reason="folding changes no form",
+            reason=reason,
             macs_dense=dense_macs.get(layer.name),
             macs=layer.macs,
         )

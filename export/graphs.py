@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -55,6 +55,16 @@ def load(path: Path | str) -> ir.Model:
 def save(model: ir.Model, path: Path) -> None:
     """Write as one file with embedded weights, whole or not at all."""
     write_bytes(path, serialize(model))
+
+
+def with_weights(proto: onnx.ModelProto, weights: Mapping[str, NDArray]) -> onnx.ModelProto:
+    """A copy of the model with other numbers in its initialisers."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    for entry in changed.graph.initializer:
+        if entry.name in weights:
+            entry.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(weights[entry.name]), entry.name))
+    return changed
 
 
 def serialize(model: ir.Model) -> bytes:

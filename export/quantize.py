@@ -16,11 +16,11 @@ from onnx import TensorProto
 
 from ..errors import InputError
 from ..files import sha256_of
-from ..records import LayerDecision, Parity, Plan
+from ..records import Parity
 from ..runtime.inputs import Given
 from .calibration import Feed, Preprocess, Samples, load
 from .damage import damage_of
-from .fold import finished, naming, opened, written
+from .fold import dense_plan, finished, naming, opened, written
 from .graphs import is_large
 from .layers import layers_of
 from .opsets import target as runtime_named
@@ -62,6 +62,7 @@ def quantize_into(
             raise InputError("the model is quantised already; give the float model")
         if is_large(model):
             raise InputError("the model is larger than 2 GB; quantize takes models that fit one ONNX file")
+        dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
         groups = fold_channels(model, tile)
         model = finished(model, wanted)
         case.exact(model, "fold dead channels")
@@ -69,11 +70,7 @@ def quantize_into(
         samples = load(data, original, how)
         quantized = _quantized(original, samples, min(samples.count, most), folder, reduce_range=reduce_range)
         reason = f"int8 a channel, {7 if reduce_range else 8} bits"
-        layers = {
-            layer.name: LayerDecision(form="dense", reason=reason, macs_dense=layer.macs, macs=layer.macs)
-            for layer in layers_of(model)
-        }
-        plan = Plan(source_sha256=sha256_of(source), tile=tile, groups=groups, layers=layers)
+        plan = dense_plan(model, sha256_of(source), tile, groups, dense_macs, reason)
         content = case.content(quantized)
         checks = [*case.checks, *(require(lossy_check(truth, content, "quantise")) for truth in case.originals)]
         damage = damage_of(original, ir.to_proto(quantized), samples, most)

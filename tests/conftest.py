@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,22 @@ def finished(tmp_path_factory):
     done = maker.make(*GOALS)
     assert done.returncode == 0, done.stderr
     return maker
+
+
+@pytest.fixture
+def call(monkeypatch, capfd) -> Callable[[str], tuple[int, str, str]]:
+    """Run one command line in this process: exit code, stdout, stderr."""
+
+    from rankfold.cli import main
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rankfold", *shlex.split(line)])
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        assert isinstance(code, int)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 import rankfold.stages
-from rankfold.cli import app, main
+from rankfold.cli import app
 from rankfold.files import sha256_of
 from rankfold.records import Bench, Evaluation, Parity, Plan, TrainRecord
 from rankfold.train import checkpoint
@@ -196,23 +194,6 @@ def _write_data(place: Path) -> None:
         "labels": good | {"y_train": labels + 0.5},
     }.items():
         np.savez(place / f"{name}.npz", allow_pickle=True, **arrays)
-
-
-@pytest.fixture
-def call(monkeypatch, capfd) -> Callable[[str], tuple[int, str, str]]:
-    """Run one command line in this process: exit code, stdout, stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rankfold", *shlex.split(line)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        assert isinstance(code, int)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.mark.parametrize(("line", "code", "says"), BAD, ids=[row[0] for row in BAD])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 
-from rankfold.cli import main
 from rankfold.export.parity import run
 from rankfold.export.quantize import needs_reduced_range
 from rankfold.records import Parity, Tuned
@@ -123,16 +121,13 @@ def test_seven_bits_where_products_are_added_in_sixteen(isa, narrow):
         ("quantize other.onnx -o data.npz/out.onnx --data data.npz", "data.npz/out.onnx"),
     ],
 )
-def test_bad_input_is_one_line(models, tmp_path, monkeypatch, capfd, arguments, says):
+def test_bad_input_is_one_line(models, tmp_path, monkeypatch, call, arguments, says):
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
     before = {path.name for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["rankfold", *shlex.split(arguments)])
-    with pytest.raises(SystemExit) as exit_of:
-        main()
-    assert exit_of.value.code in (1, 2)
-    said = capfd.readouterr().err
+    code, _, said = call(arguments)
+    assert code in (1, 2)
     assert "Traceback" not in said
     line = said.splitlines()[-1]
     assert line.startswith("rankfold: ")

@@ -79,16 +79,6 @@ class OnnxModule(nn.Module):
         return {name: getattr(self, place).detach().cpu().numpy() for name, place in self._places.items()}
 
 
-def with_weights(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """A copy of the model with other numbers in its initialisers."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(proto)
-    for entry in changed.graph.initializer:
-        if entry.name in weights:
-            entry.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[entry.name]), entry.name))
-    return changed
-
-
 def _call(node: onnx.NodeProto, opset: int, read: set[str]) -> Call:
     if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -220,10 +220,7 @@ class _Run:
 
     def _batch(self, step: int) -> dict[str, Tensor]:
         settings = self._settings
-        per_epoch = self._learned // settings.batch
-        epoch, place = divmod(step, per_epoch)
-        order = batch_order(self._learned, settings.seed, epoch)
-        feed = self._feed(np.sort(order[place * settings.batch : (place + 1) * settings.batch]))
+        feed = self._feed(batch_of(step, self._learned, settings))
         if settings.augment == "none":
             return feed
         return {
@@ -232,6 +229,13 @@ class _Run:
 
     def _feed(self, chosen: NDArray) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(array[chosen])) for name, array in self._inputs.items()}
+
+
+def batch_of(step: int, count: int, settings: Settings) -> NDArray:
+    """Which of `count` inputs a step learns from, ascending."""
+    epoch, place = divmod(step, count // settings.batch)
+    order = batch_order(count, settings.seed, epoch)
+    return np.sort(order[place * settings.batch : (place + 1) * settings.batch])
 
 
 def schedule(step: int, steps: int) -> float:

@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from rankfold.export.aware import Moments, Unweighted, own_moments, whitened
+from rankfold.export.aware import Moments, Unweighted, whitened
 from rankfold.export.decompose import plain_factors, truncated_svd, tucker2
 from rankfold.export.forms import FORMS, TUCKER2, Form, resolve
+
+from .own_moments import own_moments
 
 ROUNDING = 1e-9  # of scores: relative sums of a few thousand float64 products
 LAYERS = range(100)

@@ -8,7 +8,6 @@ import onnx_ir as ir
 import pytest
 
 from rankfold.errors import CheckFailed
-from rankfold.export.aware import own_moments
 from rankfold.export.calibration import Samples
 from rankfold.export.fold import tidy
 from rankfold.export.layers import layers_of
@@ -18,6 +17,7 @@ from rankfold.export.passes.fold_channels import fold_channels
 from rankfold.export.prune import block_losses, prune
 
 from .nets import Net
+from .own_moments import own_moments
 
 
 def _samples(count: int = 128) -> Samples:

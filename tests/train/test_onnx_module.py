@@ -9,9 +9,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from rankfold.errors import InputError
+from rankfold.export.graphs import with_weights
 from rankfold.export.parity import run
 from rankfold.runtime.inputs import make_inputs
-from rankfold.train.onnx_module import OnnxModule, with_weights
+from rankfold.train.onnx_module import OnnxModule
 from rankfold.train.onnx_operators import OPERATORS
 
 from ..export import zoo_declined
