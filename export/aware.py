@@ -14,7 +14,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
-from .decompose import Array, Factors, composed, plain_factors, svd_sides
+from .decompose import Array, Factors, channel_bases, composed, plain_factors, svd_sides, tucker2, tucker2_in
 from .forms import AnyForm, Form
 
 DAMPING = 1e-4  # of C's mean diagonal: a direction that calibration hardly shows is not free
@@ -145,12 +145,17 @@ class Unweighted:
 
     target: Array
 
-    def factors(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
-        """Factors nearest to the kernel: optimal but for tucker-2."""
-        if not isinstance(form, Form):
-            return plain_factors(self.target, form, ranks)
-        left, right = self._sides(form)
-        return Factors(form.kernels(left[:, : ranks[0]], right[: ranks[0]], self.target.shape))
+    def factors(self, form: AnyForm, ranks: Sequence[int], *, improved: bool = True) -> Factors:
+        """Factors nearest to the kernel: optimal but for tucker-2, which without `improved` is left where its
+        iteration starts.
+        """
+        if isinstance(form, Form):
+            left, right = self._sides(form)
+            return Factors(form.kernels(left[:, : ranks[0]], right[: ranks[0]], self.target.shape))
+        if improved:
+            return tucker2(self.target, ranks)
+        inner, outer = self._bases
+        return tucker2_in(self.target, inner[:, : ranks[0]], outer[:, : ranks[1]])
 
     def score(self, kernel: Array) -> float:
         """‖W − W̃‖² / ‖W‖²."""
@@ -165,6 +170,10 @@ class Unweighted:
     @cached_property
     def _found(self) -> dict[str, tuple[Array, Array]]:
         return {}
+
+    @cached_property
+    def _bases(self) -> tuple[Array, Array]:
+        return channel_bases(self.target.astype(np.float64))
 
 
 def whitened(kernel: Array, moments: Moments) -> Whitened:

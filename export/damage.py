@@ -79,7 +79,7 @@ def candidates(
     assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
     if moments is None:
         judge = Unweighted(layer.kernel)
-        factored = judge.factors
+        factored = partial(judge.factors, improved=False)
     else:
         judge, target = moments, whitened(layer.kernel, moments)
         factored = partial(target.factors, improved=target.work <= _IMPROVED)

@@ -98,23 +98,32 @@ def tucker2(kernel: Array, ranks: Sequence[int], sweeps: int = HOOI_SWEEPS) -> F
     The error falls with every sweep; unlike the SVD's it is a local optimum. Raises ValueError for ranks beyond
     the channels.
     """
-    o, i = kernel.shape[:2]
-    into, out = ranks
+    (o, i), (into, out) = kernel.shape[:2], ranks
     if not (1 <= into <= i and 1 <= out <= o):
         raise ValueError(f"ranks {into}, {out} are not between 1 and the channels {i}, {o}")
     full = kernel.astype(np.float64)
-    inner = _basis(full.transpose(1, 0, 2, 3).reshape(i, -1), into)
-    outer = _basis(full.reshape(o, -1), out)
+    inner, outer = (basis[:, :rank] for basis, rank in zip(channel_bases(full), ranks, strict=True))
     for _ in range(sweeps):
-        inner = _basis(np.einsum("oihw,op->ihwp", full, outer, optimize=True).reshape(i, -1), into)
-        outer = _basis(np.einsum("oihw,ip->ohwp", full, inner, optimize=True).reshape(o, -1), out)
-    core = np.einsum("oihw,ip,oq->qphw", full, inner, outer, optimize=True)
-    return Factors((inner.T.reshape(into, i, 1, 1), core, outer.reshape(o, out, 1, 1)))
+        inner = _basis(np.einsum("oihw,op->ihwp", full, outer, optimize=True).reshape(i, -1))[:, :into]
+        outer = _basis(np.einsum("oihw,ip->ohwp", full, inner, optimize=True).reshape(o, -1))[:, :out]
+    return tucker2_in(full, inner, outer)
 
 
-def _basis(matrix: Array, rank: int) -> Array:
-    """The left singular vectors of the `rank` largest singular values."""
-    return np.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
+def channel_bases(kernel: Array) -> tuple[Array, Array]:
+    """Of the input and of the output channels, i×i and o×o, most important first: the higher-order SVD's bases."""
+    o, i = kernel.shape[:2]
+    return _basis(kernel.transpose(1, 0, 2, 3).reshape(i, -1)), _basis(kernel.reshape(o, -1))
+
+
+def tucker2_in(kernel: Array, inner: Array, outer: Array) -> Factors:
+    """Tucker-2 with given orthonormal bases, i×r₁ and o×r₂."""
+    core = np.einsum("oihw,ip,oq->qphw", kernel, inner, outer, optimize=True)
+    return Factors((inner.T[..., None, None], core, outer[..., None, None]))
+
+
+def _basis(matrix: Array) -> Array:
+    """The left singular vectors, those of the largest singular values first, from the Gram matrix, which is small."""
+    return np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1]
 
 
 def numerical_rank(values: Array, matrix_shape: Sequence[int]) -> int:
