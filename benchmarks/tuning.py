@@ -34,6 +34,7 @@ from ..train.compact import compact
 from ..train.models import build
 from ..train.tune import Settings, batch_of, schedule, tune
 from .oneshot import ModelSpec, Split, calibration_inputs, cifar, exported
+from .rows import read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,14 +46,15 @@ def fine_tuned(
     module: nn.Module, inputs: NDArray, labels: NDArray, settings: Settings, said: Callable[[str], None]
 ) -> nn.Module:
     """Labels, cross-entropy and SGD with momentum: what one does in torch; the schedule and batches of `tune`."""
-    module.train()
+    module.train().to(memory_format=torch.channels_last)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for step in range(settings.steps):
         chosen = batch_of(step, len(inputs), settings)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(step, settings.steps)
-        loss = F.cross_entropy(module(torch.from_numpy(inputs[chosen])), torch.from_numpy(labels[chosen]))
+        images = torch.from_numpy(inputs[chosen]).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(module(images), torch.from_numpy(labels[chosen]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -135,13 +137,17 @@ def main() -> None:
     split: Split = given.split
     torch.set_num_threads(1)
     try:
-        rows = given.results.read_text(encoding="utf-8").splitlines() if given.results.exists() else []
+        rows = read(given.results, TuningRow)
+        asked = (given.model, split, given.seed, given.steps, given.batch, given.lr, given.labelled_lr)
+        if any((r.model, r.split, r.seed, r.steps, r.batch, r.lr, r.labelled_lr) == asked for r in rows):
+            print(f"{given.results}: this row is there already; delete it to measure again")
+            return
         with tempfile.TemporaryDirectory() as folder:
             row = run(given, cifar(given.data), Path(folder), lambda text: print(text, flush=True))
     except RankfoldError as error:
         print(complaint(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
-    write_text(given.results, "\n".join([*rows, row.model_dump_json()]) + "\n")
+    write_text(given.results, "".join(one.model_dump_json() + "\n" for one in [*rows, row]))
     print(f"{split}: {row.model_dump_json()}")
 
 

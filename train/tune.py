@@ -228,7 +228,12 @@ class _Run:
         }
 
     def _feed(self, chosen: NDArray) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.ascontiguousarray(array[chosen])) for name, array in self._inputs.items()}
+        found = {name: torch.from_numpy(np.ascontiguousarray(array[chosen])) for name, array in self._inputs.items()}
+        # torch's convolutions learn a third faster on CPUs with the channels last
+        return {
+            name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            for name, tensor in found.items()
+        }
 
 
 def batch_of(step: int, count: int, settings: Settings) -> NDArray:
