@@ -46,7 +46,7 @@ def fine_tuned(
     module: nn.Module, inputs: NDArray, labels: NDArray, settings: Settings, said: Callable[[str], None]
 ) -> nn.Module:
     """Labels, cross-entropy and SGD with momentum: what one does in torch; the schedule and batches of `tune`."""
-    module.train().to(memory_format=torch.channels_last)
+    module.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in the stubs)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for step in range(settings.steps):
