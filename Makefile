@@ -18,6 +18,9 @@ RECIPE_FILE := $(firstword $(wildcard $(RECIPE) train/recipes/$(RECIPE).toml))
 RECIPES = $(basename $(notdir $(wildcard train/recipes/*.toml)))
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 
+# a process a core, four at most; a file's tests stay together. `soak` measures, so it runs alone.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
@@ -77,14 +80,14 @@ chars74k: $(READY) ## accuracy against latency on Chars74K, 3 seeds (hours): DAT
 # --- the project itself -------------------------------------------------------------------------------------
 
 test: $(READY) ## run the tests
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE)
 
 check: $(READY) ## what CI runs: format, lint, types, import direction, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/basedpyright --level error
 	$(VENV)/bin/python -m pytest -q tests/test_imports.py
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE)
 
 soak: $(READY) ## the same tests at full counts (under an hour)
 	RANKFOLD_SOAK=1 $(VENV)/bin/python -m pytest -q
