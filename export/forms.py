@@ -38,6 +38,9 @@ class AnyForm(ABC):
 
     name: str
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     @abstractmethod
     def walked(self) -> tuple[frozenset[str], ...]:

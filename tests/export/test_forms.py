@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rankfold.export.decompose import Factors
-from rankfold.export.forms import FORMS, Form, Pixels, dense_macs, kernel_shape, resolve
+from rankfold.export.forms import FORMS, Pixels, dense_macs, kernel_shape, resolve
 
 SHAPES = [(6, 4, 3, 3), (4, 7, 5, 3), (5, 5, 3, 1), (5, 4, 1, 5), (8, 3, 1, 1)]
 PIXELS = Pixels(in_h=8, in_w=10, out_h=4, out_w=5)
@@ -12,11 +12,7 @@ PIXELS = Pixels(in_h=8, in_w=10, out_h=4, out_w=5)
 CASES = [(resolve(name, shape), shape) for name in FORMS for shape in SHAPES]
 
 
-def _named(value: object) -> str:
-    return value.name if isinstance(value, Form) else str(value)
-
-
-@pytest.mark.parametrize(("form", "shape"), CASES, ids=_named)
+@pytest.mark.parametrize(("form", "shape"), CASES, ids=str)
 def test_tensorize_undoes_matricize_for_arrays_and_tensors(form, shape):
     kernel = np.random.default_rng(0).normal(size=shape)
     assert np.array_equal(form.tensorize(form.matricize(kernel), shape), kernel)
@@ -26,7 +22,7 @@ def test_tensorize_undoes_matricize_for_arrays_and_tensors(form, shape):
     assert np.array_equal(form.matricize(tensor).numpy(), form.matricize(kernel))
 
 
-@pytest.mark.parametrize(("form", "shape"), CASES, ids=_named)
+@pytest.mark.parametrize(("form", "shape"), CASES, ids=str)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_kernels_have_the_promised_shapes_and_compose_to_the_matrix_product(form, shape, rank):
     generator = np.random.default_rng(1)
@@ -39,7 +35,7 @@ def test_kernels_have_the_promised_shapes_and_compose_to_the_matrix_product(form
     assert form.full_rank(shape) == min(rows, columns)
 
 
-@pytest.mark.parametrize(("form", "shape"), CASES, ids=_named)
+@pytest.mark.parametrize(("form", "shape"), CASES, ids=str)
 def test_break_even_is_the_last_rank_that_saves(form, shape):
     dense, even = dense_macs(shape, PIXELS), form.break_even(shape, PIXELS)
     assert form.macs(shape, even, PIXELS) < dense <= form.macs(shape, even + 1, PIXELS)
