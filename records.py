@@ -323,6 +323,24 @@ class OneShotRow(Record):
     dense_accuracy: float
 
 
+class EvidenceRow(Record):
+    """One comparison of files whose true ratio is known: a line of docs/results/evidence.jsonl. Format 1: first."""
+
+    scenario: str
+    seed: int
+    config_hash: str = Field(description="over the models, the scenario and how it is measured")
+    machine: str = Field(description="processor and onnxruntime")
+    threads: int
+    pairs: int
+    ratio: float
+    low: float
+    high: float
+    latency_s: float = Field(description="median of the baseline's samples")
+    cautions: list[str] = Field(description="those of the samples: what they say, without the remedy")
+    took_s: float
+    started_at: str = Field(description="ISO 8601, UTC")
+
+
 class TuningRow(Record):
     """A compressed network tuned without labels, and fine-tuned with them: a line of docs/results/tuning.jsonl.
 
@@ -628,8 +646,19 @@ class Context(Part):
     weather_after: Weather | None
 
 
+class Pilot(Part):
+    """Pairs timed to choose the count, and then left out: relative half-widths, wanted and found, by variant."""
+
+    wanted_half_width: float
+    pairs: int
+    half_widths: dict[str, float]
+
+
 class Bench(Record):
-    """`bench.json`: raw samples first, everything else derived from them. Format 1: first version."""
+    """`bench.json`: raw samples first, everything else derived from them.
+
+    Format 1: first version; what came later (`pilot`) may be missing.
+    """
 
     history: ClassVar[str] = "1: first version"
     context: Context
@@ -637,3 +666,4 @@ class Bench(Record):
     pairs: list[Pair]
     comparisons: list[Comparison]
     cautions: list[Caution]
+    pilot: Pilot | None = None

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median, quantiles
 
-from ..records import Bench, Block, Caution
-from .stats import pairs_wanted
+from ..records import Bench, Block, Caution, Pair
+from .stats import pairs_wanted, ratio_interval
 
 # Medians of the launches of one file lie within 1 % on a quiet machine; 6 % apart is another mode.
 _MODES_GAP = 1.06
@@ -31,7 +31,7 @@ _PI_THROTTLED_NOW = 0xF  # low four bits of the Raspberry Pi firmware's get_thro
 
 def diagnose(bench: Bench) -> list[Caution]:
     """All cautions that a bench deserves, the gravest kinds first."""
-    return [Caution(what=what, remedy=remedy) for check in _CHECKS for what, remedy in check(bench)]
+    return [Caution(what=what, remedy=remedy) for check in CHECKS for what, remedy in check(bench)]
 
 
 Findings = Iterator[tuple[str, str]]
@@ -57,6 +57,22 @@ def _wide_interval(bench: Bench) -> Findings:
             yield (
                 f"{comparison.variant}: the interval is ±{half:.1%} wide",
                 f"{enough}; or choose a quieter machine, or fewer threads",
+            )
+
+
+def _two_ratios(bench: Bench) -> Findings:
+    for comparison in bench.comparisons:
+        logs = [
+            math.log(median(_samples(pair, pair.baseline)) / median(_samples(pair, pair.variant)))
+            for pair in bench.pairs
+            if (pair.baseline, pair.variant) == (comparison.baseline, comparison.variant)
+        ]
+        middle = ratio_interval(logs)
+        if middle.high < comparison.low or middle.low > comparison.high:
+            yield (
+                f"{comparison.variant}: undisturbed runs are {comparison.ratio:.3f}× as fast, those in the middle "
+                f"{middle.value:.3f}×",
+                "what disturbs the machine falls on the two unlike: measure on a quiet one before trusting either",
             )
 
 
@@ -190,9 +206,9 @@ def _hypervisor(bench: Bench) -> Findings:
         )
 
 
-_CHECKS = (
-    _few_pairs, _wide_interval, _modes, _bursts, _steal, _switches, _throttling, _frequency, _governor, _load,
-    _providers, _short, _coarse_clock, _hypervisor,
+CHECKS = (
+    _few_pairs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _frequency, _governor,
+    _load, _providers, _short, _coarse_clock, _hypervisor,
 )  # fmt: skip
 
 
@@ -204,6 +220,10 @@ def _block_medians(bench: Bench) -> dict[str, list[list[float]]]:
             blocks = [median(block.samples_s) for block in pair.blocks if block.variant == name]
             medians.setdefault(name, []).append(blocks)
     return medians
+
+
+def _samples(pair: Pair, name: str) -> list[float]:
+    return [sample for block in pair.blocks if block.variant == name for sample in block.samples_s]
 
 
 def _fast_quarter(blocks: list[float]) -> float:

@@ -20,13 +20,17 @@ from ..devices import probe
 from ..devices.transport import BoardProcess, Session, Transport, serve, time_block
 from ..errors import InputError, RankfoldError
 from ..files import sha256_of
-from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Variant
+from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pilot, Variant
 from . import costs
 from .diagnose import diagnose
+from .stats import half_width as ratio_half_width
 from .stats import pair_log_ratio, ratio_interval
-from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order
+from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
 
 __all__ = ["Options", "Progress", "compare", "measure"]
+
+Clock = Callable[[], float]
+_PILOT_SEEDS = 1 << 20  # a pilot's orders are other ones than those of the pairs that count
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,30 @@ class _Model:
 
 
 class _Reporter:
-    """Counts steps and estimates the time left from those of the same kind."""
+    """Counts trials and pairs, and estimates the time left from the pairs."""
 
-    def __init__(self, tell: Callable[[Progress], None] | None, models: int, pairs: int) -> None:
-        self.tell, self.models, self.total = tell, models, models + pairs
-        self.pairs_began: float | None = None
+    def __init__(self, tell: Callable[[Progress], None] | None, clock: Clock, trials: int, pairs: int) -> None:
+        self._tell, self._clock, self._trials = tell, clock, trials
+        self.total, self._done = trials + pairs, 0
+        self._pairs_began: float | None = None
 
-    def __call__(self, done: int, what: str) -> None:
-        """Say that `done` steps are done and `what` comes next."""
-        pairs_done = done - self.models
-        if pairs_done == 0:
-            self.pairs_began = time.monotonic()
-        left_s = None
-        if self.pairs_began is not None and pairs_done > 0:
-            left_s = (time.monotonic() - self.pairs_began) / pairs_done * (self.total - done)
-        if self.tell:
-            self.tell(Progress(done, self.total, left_s, what))
+    def __call__(self, what: str) -> None:
+        """Say that `what` comes next."""
+        if self._done == self._trials:
+            self._pairs_began = self._clock()
+        pair_s = self.pair_s
+        left_s = None if pair_s is None else pair_s * (self.total - self._done)
+        if self._tell:
+            self._tell(Progress(self._done, self.total, left_s, what))
+        self._done += 1
+
+    @property
+    def pair_s(self) -> float | None:
+        """Seconds of a pair so far; None before the first is done."""
+        pairs = self._done - self._trials
+        if self._pairs_began is None or pairs < 1:
+            return None
+        return (self._clock() - self._pairs_began) / pairs
 
 
 def measure(
@@ -72,12 +84,14 @@ def measure(
     card: Card,
     options: Options | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    clock: Clock = time.monotonic,
 ) -> Bench:
     """Time `models` (name, ONNX file) on a device, each against the first.
 
     Pairs go round-robin over the variants, so that slow changes of the machine fall on all alike. A single
     model is timed alone: its pairs name it twice and hold its blocks only, and there is no comparison.
     InputError: a bad model, name or option; raised before anything is timed. DeviceError: the board failed.
+    Inconclusive: a half-width was asked for that cannot be had on this device. `clock` gives seconds.
     """
     options = options or Options()
     pairs = checked_pairs(options)
@@ -88,21 +102,24 @@ def measure(
         probe.check_card(card, facts)
         before = probe.weather(process)
     cores = choose_cores(options, facts)
-    schedule = [(sources[0], variant) for _ in range(pairs) for variant in sources[1:] or sources]
-    report = _Reporter(on_progress, len(sources), len(schedule))
-    board = _Board(transport, options, cores)
+    variants = sources[1:] or sources
+    report = _Reporter(on_progress, clock, len(sources), pairs * len(variants))
+    board = _Board(transport, options, cores, clock)
 
     trials = _try_all(sources, board, report)
     turns = choose_turns([min(trial.warmup_s) for trial in trials], options)
+    pilot = None
+    if options.half_width is not None:
+        pilot, pairs = _pilot(sources, pairs, options.half_width, turns, board, report)
     timed: list[Pair] = []
     launches: dict[str, list[Launch]] = {model.name: [] for model in sources}
-    for index, (baseline, variant) in enumerate(schedule):
-        report(len(sources) + index, f"{variant.name} against {baseline.name}")
-        pair, sessions = _run_pair(baseline, variant, options.seed + index, turns, board)
+    for index, variant in enumerate(variants * pairs):
+        report(f"{variant.name} against {sources[0].name}")
+        pair, sessions = _run_pair(sources[0], variant, options.seed + index, turns, board)
         timed.append(pair)
         for name, session in sessions.items():
             launches[name].append(Launch(pair=index, **session.model_dump(exclude={"input_shapes"})))
-    report(len(sources) + len(schedule), "done")
+    report("done")
     _check_unchanged(sources)
 
     with transport.launch() as process:
@@ -127,6 +144,7 @@ def measure(
         pairs=timed,
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
+        pilot=pilot,
     )
     return bench.model_copy(update={"cautions": diagnose(bench)})
 
@@ -136,6 +154,25 @@ def compare(baseline: str, variant: str, pairs: Sequence[Pair]) -> Comparison:
     logs = [pair_log_ratio(p) for p in pairs if (p.baseline, p.variant) == (baseline, variant)]
     ratio, low, high = ratio_interval(logs)
     return Comparison(baseline=baseline, variant=variant, ratio=ratio, low=low, high=high, pairs=len(logs))
+
+
+def _pilot(
+    sources: list[_Model], pairs: int, half_width: float, turns: Turns, board: _Board, report: _Reporter
+) -> tuple[Pilot, int]:
+    """Time a few pairs to see how many it takes; they are not used again, so that the count is fixed beforehand."""
+    variants = sources[1:]
+    if not variants:
+        raise InputError("a half-width is that of a ratio; name two models or more")
+    report.total += pairs * len(variants)  # as many again, until we know
+    logs: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for index, variant in enumerate(variants * pairs):
+        report(f"pilot: {variant.name} against {sources[0].name}")
+        pair, _ = _run_pair(sources[0], variant, board.options.seed + _PILOT_SEEDS + index, turns, board)
+        logs[variant.name].append(pair_log_ratio(pair))
+    wanted = pairs_after_pilot(list(logs.values()), half_width, pairs, report.pair_s or 0.0)
+    report.total += (wanted - pairs) * len(variants)
+    found = {name: ratio_half_width(values) for name, values in logs.items()}
+    return Pilot(wanted_half_width=half_width, pairs=pairs, half_widths=found), wanted
 
 
 # --- one pair -------------------------------------------------------------------------------------------------
@@ -148,6 +185,7 @@ class _Board:
     transport: Transport
     options: Options
     cores: list[int]
+    clock: Clock
 
     def serve(self, model: _Model, process: BoardProcess) -> Session:
         """Load `model` in `process` and warm it up."""
@@ -178,7 +216,7 @@ def _try_all(models: list[_Model], board: _Board, report: _Reporter) -> list[Ses
     """Load and run each once before anything is timed: does it run there, and how long does a run take?"""
     trials: list[Session] = []
     for model in models:
-        report(len(trials), f"trying {model.name}")
+        report(f"trying {model.name}")
         with board.transport.launch() as process:
             trials.append(board.serve(model, process))
         _check_same_input(models[0].name, trials[0], model.name, trials[-1])
@@ -192,12 +230,12 @@ def _run_pair(
     models = {model.name: model for model in (baseline, variant)}
     order = mirrored_order((baseline.name, variant.name), turns.couples, seed)
     blocks: list[Block] = []
-    began = time.monotonic()
+    began = board.clock()
     with ExitStack() as stack:
         processes = {name: stack.enter_context(board.transport.launch()) for name in dict.fromkeys(order)}
         sessions = {name: board.serve(models[name], process) for name, process in processes.items()}
         for name in order:
-            start_s = time.monotonic() - began
+            start_s = board.clock() - began
             with _naming(name):
                 samples = time_block(processes[name], turns.runs, board.options.dropped_runs, turns.limit_s)
             blocks.append(Block(variant=name, start_s=start_s, **samples.model_dump()))

@@ -7,15 +7,20 @@ A ratio is baseline time / variant time, so 2.0 is twice as fast. All averaging 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy.special import stdtrit
+import numpy as np
+from scipy.special import chdtri, stdtrit
 
 from ..records import Pair
 
 CONFIDENCE = 0.95
+UNDISTURBED = 0.05  # share of a launch's runs; on a machine that slows half of all runs 1.6-fold, the half-width of
+# 8 pairs was 0.3 to 0.7 % with it, 0.4 to 1.1 % with 0.1, 0.9 to 3 % with 0.25, 7 to 12 % with medians of blocks
+_ASSURANCE = 0.8  # chdtri takes the share beyond: the spread's upper limit lies at the chi-squared's lower one
 # A quantile is read off only with this many samples beyond it; with fewer it is one or two odd runs.
 _SAMPLES_BEYOND = 10
 
@@ -29,26 +34,27 @@ class Interval(NamedTuple):
 
 
 def pair_log_ratio(pair: Pair) -> float:
-    """Log of baseline time / variant time in one launch pair: the median over its couples of blocks.
+    """Log of baseline time / variant time in one launch pair: of the times that `UNDISTURBED` of the runs stay below.
 
-    The blocks are taken two by two as they were timed, each couple one of the baseline and one of the
-    variant, and no block serves twice: couples are then independent but for what the launch has in common.
-    A couple is the log ratio of the two blocks' medians, so that an interrupted run does not count; the
-    median over couples drops a burst that fell on one block. The mirrored order has as many couples
-    baseline-first as variant-first: a steady drift moves half of them up, half down, and the median stays.
+    What a machine adds to a run is never negative, and on a shared one it may be more than half of a run, in stretches
+    shorter than a block: medians then jump between two levels, low quantiles stay. All blocks of a launch are taken
+    together, so that one that was slow throughout does not count. In the mirrored random order each has its turns as
+    early and as late as the other, so that what drifts falls on both.
     """
-    medians = [(block.variant == pair.baseline, median(block.samples_s)) for block in pair.blocks]
-    couples = list(zip(medians[::2], medians[1::2], strict=True))
-    if not couples or any(first[0] == second[0] for first, second in couples):
-        raise ValueError("blocks must come in couples, one of the baseline and one of the variant")
-    return median(math.log(a / b) if a_is_baseline else math.log(b / a) for (a_is_baseline, a), (_, b) in couples)
+    baseline, variant = (
+        [sample for block in pair.blocks if block.variant == name for sample in block.samples_s]
+        for name in (pair.baseline, pair.variant)
+    )
+    if not baseline or not variant:
+        raise ValueError("a pair needs samples of both its models")
+    return math.log(np.quantile(baseline, UNDISTURBED) / np.quantile(variant, UNDISTURBED))
 
 
 def ratio_interval(log_ratios: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """exp of the mean of `log_ratios`, one a pair, with Student's t interval over pairs (two or more).
 
     A percentile bootstrap of 8 values covers 90 % where it claims 95; t covers what it claims when the values
-    are near normal, which medians over a pair are.
+    are near normal, which quantiles over a pair are.
     """
     mean, half = fmean(log_ratios), half_width(log_ratios, confidence)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
@@ -58,6 +64,25 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
     """Half the width of Student's t interval of the mean: t · s / √n with n − 1 degrees of freedom."""
     n = len(values)
     return float(stdtrit(n - 1, 0.5 + confidence / 2)) * stdev(values) / math.sqrt(n)
+
+
+def expected_half_width(pairs: int, pilot: Sequence[float]) -> float:
+    """The half-width that `pairs` pairs will not exceed in four of five cases, judged by a pilot's log ratios.
+
+    The spread is taken at its upper 80 % limit (chi-squared), since a small pilot often shows too little of it.
+    """
+    freedom = len(pilot) - 1
+    spread = stdev(pilot) * math.sqrt(freedom / float(chdtri(freedom, _ASSURANCE)))
+    return float(stdtrit(pairs - 1, 0.5 + CONFIDENCE / 2)) * spread / math.sqrt(pairs)
+
+
+def pairs_for(half_width: float, pilot: Sequence[float]) -> int:
+    """The fewest pairs, two or more, whose expected half-width is at most the one wanted (> 0)."""
+    enough = 2
+    while expected_half_width(enough, pilot) > half_width:
+        enough *= 2
+    fewest = bisect_left(range(enough), True, lo=2, key=lambda n: expected_half_width(n, pilot) <= half_width)
+    return max(fewest, 2)
 
 
 def quantile(samples: Sequence[float], share: float) -> float | None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import Inconclusive, InputError
 from ..records import Facts
-from .stats import pairs_wanted
+from .stats import expected_half_width, pairs_for, pairs_wanted
 
 # A block should last 5 ms, so that the turn between two processes is small beside it, but not over 0.5 s,
 # so that baseline and variant alternate faster than a machine drifts.
@@ -20,12 +20,14 @@ _BLOCK_MIN_RUNS, _BLOCK_MAX_RUNS = 3, 1000
 _PAIR_S, _PAIR_WITH_POOL_S = 0.5, 1.0
 _SPIN_S = 0.06
 _COUPLES_MIN, _COUPLES_MAX = 2, 20
+MOST_PAIRS = 200  # an hour of a 1 ms model at two threads; nobody waits for more
 _BLOCK_LIMIT_S, _BLOCK_LIMIT_FACTOR = 60.0, 20.0  # a turn that takes 20 times what was expected hangs
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. `pairs=None` takes 8 launch pairs a variant at one thread and 24 at more.
+    """How to measure. `pairs=None` takes 8 launch pairs a variant at one thread and 24 at more; with `half_width`, of
+    the logarithm of a ratio, a pilot of as many pairs chooses the count, and is not used again.
 
     `cores` is the mask of every process; None takes as many as there are threads, from the last one down
     (interrupts go to the first). `block_runs` is the least number of counted runs in a turn, fewer only for
@@ -37,6 +39,7 @@ class Options:
     provider: str = "cpu"
     session_config: Mapping[str, str] = field(default_factory=dict)
     pairs: int | None = None
+    half_width: float | None = None
     block_runs: int = 20
     dropped_runs: int = 2
     cores: tuple[int, ...] | None = None
@@ -65,7 +68,28 @@ def checked_pairs(options: Options) -> int:
     ):
         if value is not None and value < least:
             raise InputError(f"{what} is {value}; use {least} or more")
+    if options.half_width is not None:
+        if options.pairs is not None:
+            raise InputError("give the number of pairs or the half-width that decides it, not both")
+        if not 0 < options.half_width < 1:
+            raise InputError(f"a half-width of {options.half_width:g} is not between 0 and 1; write 0.005 for 0.5 %")
     return pairs_wanted(options.threads) if options.pairs is None else options.pairs
+
+
+def pairs_after_pilot(pilots: Sequence[Sequence[float]], half_width: float, least: int, pair_s: float) -> int:
+    """The count of pairs for a half-width, from the log ratios of every variant's pilot, each pair of `pair_s`.
+
+    Raises Inconclusive, with what can be had, where that takes more than MOST_PAIRS.
+    """
+    wanted = max(pairs_for(half_width, logs) for logs in pilots)
+    if wanted <= MOST_PAIRS:
+        return max(wanted, least)
+    reachable = max(expected_half_width(MOST_PAIRS, logs) for logs in pilots)
+    minutes = MOST_PAIRS * len(pilots) * pair_s / 60
+    raise Inconclusive(
+        f"a half-width of {half_width:.2%} would take {wanted} pairs a model here, over {MOST_PAIRS}; ask for "
+        f"{reachable:.2%} ({minutes:.0f} min), use fewer threads, or a quieter machine"
+    )
 
 
 def choose_cores(options: Options, facts: Facts) -> list[int]:

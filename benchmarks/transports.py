@@ -1,0 +1,97 @@
+"""Ways to a board that spoil or replace something on purpose, to see whether the harness notices."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from ..devices.local import BOARD, LocalProcess, LocalTransport
+
+SLOW = 1.57  # as whole stretches were seen to be on a shared machine
+FAST_S, SLOW_S = 4.0, 2.5  # mean time in each state
+_IMPATIENT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("board", sys.argv[1])
+board = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(board)
+board.Server.rest = lambda self: None
+board.main()
+"""
+
+
+class Impatient(LocalTransport):
+    """Turns end while the pool of threads still spins."""
+
+    def launch(self) -> LocalProcess:
+        """A board process that does not wait."""
+        return LocalProcess([sys.executable, "-I", "-c", _IMPATIENT, str(BOARD)])
+
+
+class Replayed(LocalTransport):
+    """The machine has two speeds and changes between them at random times: samples are what they were, or longer."""
+
+    def __init__(self, seed: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._random, self._clock = random.Random(seed), clock
+        self._is_slow, self._until = False, clock() + self._random.expovariate(1 / FAST_S)
+
+    def launch(self) -> Any:
+        """A board process on the machine as it is."""
+        return _Slowed(super().launch(), self._factor)
+
+    def _factor(self) -> float:
+        while self._clock() > self._until:
+            self._is_slow = not self._is_slow
+            self._until += self._random.expovariate(1 / (SLOW_S if self._is_slow else FAST_S))
+        return SLOW if self._is_slow else 1.0
+
+
+class _Slowed:
+    def __init__(self, process: LocalProcess, factor: Callable[[], float]) -> None:
+        self._process, self._factor = process, factor
+
+    def __enter__(self) -> Self:
+        self._process.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.__exit__()
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """The board's answer, its block slower or not."""
+        factor = self._factor()
+        answer = self._process.ask(request, limit_s)
+        if "samples_s" in answer:
+            answer["samples_s"] = [factor * sample for sample in answer["samples_s"]]
+        return answer
+
+
+class Bare(LocalTransport):
+    """`copy.onnx` is timed by a plain loop, all others by the harness."""
+
+    def launch(self) -> Any:
+        """A process that becomes the one or the other when it is told its model."""
+        return _Undecided()
+
+
+class _Undecided:
+    def __init__(self) -> None:
+        self._process: LocalProcess | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.__exit__()
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Start what the model asks for, and ask it."""
+        if self._process is None:
+            is_bare = Path(request.get("model", "")).name == "copy.onnx"
+            script = Path(__file__).with_name("bare.py") if is_bare else BOARD
+            self._process = LocalProcess([sys.executable, "-I", str(script)])
+        return self._process.ask(request, limit_s)

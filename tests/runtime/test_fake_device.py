@@ -1,0 +1,212 @@
+"""The whole harness against a device whose truth is known: what it reports when boards misbehave."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankfold.devices.card import find
+from rankfold.errors import DeviceError, Inconclusive, InputError
+from rankfold.records import Bench
+from rankfold.runtime import diagnose
+from rankfold.runtime.measure import Options, measure
+
+from .conftest import save_convolution
+from .fake_device import FakeDevice
+
+RATIO = 2.0
+CLOSE = 0.003  # noise of 0.3 % on single runs, 8 pairs
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[tuple[str, Path]]:
+    return [(name, save_convolution(tmp_path / f"{name}.onnx")) for name in ("dense", "small")]
+
+
+def bench(models: list[tuple[str, Path]], device: FakeDevice, **options: Any) -> Bench:
+    return measure(models, device, find("host"), Options(**options), clock=device.clock)
+
+
+def device(**changes: Any) -> FakeDevice:
+    return FakeDevice({"dense": 2e-3, "small": 2e-3 / RATIO}, **changes)
+
+
+def whats(found: Bench) -> list[str]:
+    return [caution.what for caution in found.cautions]
+
+
+def truth_in(found: Bench) -> bool:
+    (comparison,) = found.comparisons
+    return comparison.low <= RATIO <= comparison.high
+
+
+def test_a_calm_device_gives_its_ratio_and_no_caution(models):
+    calm = device()
+    found = bench(models, calm)
+    assert found.comparisons[0].ratio == pytest.approx(RATIO, rel=CLOSE)
+    assert truth_in(found)
+    assert whats(found) == []
+    assert calm.alive == 0
+    starts = [block.start_s for block in found.pairs[0].blocks]
+    assert starts == sorted(starts)
+    assert starts[0] > 2 * 0.4  # both processes started on the device's own clock
+
+
+def test_a_device_that_heats_up_and_throttles_says_so_and_keeps_the_ratio(models):
+    """Half speed after six seconds; the firmware's flags change."""
+    hot = device(
+        factor=lambda now_s: 1.0 if now_s < 6 else 2.0,
+        weather=lambda now_s: {"throttled": "firmware 0x0" if now_s < 6 else "firmware 0x4"},
+    )
+    found = bench(models, hot)
+    assert found.comparisons[0].ratio == pytest.approx(RATIO, rel=CLOSE)
+    assert any("the processor was throttled" in what for what in whats(found))
+    assert any("launches fall into modes" in what for what in whats(found))
+
+
+@pytest.mark.parametrize("slope", [0.02, -0.02])
+def test_a_drift_of_two_per_cent_a_second_leaves_the_ratio(models, slope):
+    found = bench(models, device(factor=lambda now_s: math.exp(slope * now_s)), pairs=16)
+    assert found.comparisons[0].ratio == pytest.approx(RATIO, rel=CLOSE)
+
+
+def test_a_pause_costs_one_block_and_not_the_ratio(models):
+    """Three seconds in which nothing runs, as when a machine is suspended."""
+    asleep = {"s": 3.0}
+
+    def factor(now_s: float) -> float:
+        if now_s > 6 and asleep["s"]:
+            pause, asleep["s"] = asleep["s"], 0.0
+            return pause / 2e-3
+        return 1.0
+
+    found = bench(models, device(factor=factor))
+    assert max(s for pair in found.pairs for block in pair.blocks for s in block.samples_s) > 1
+    assert found.comparisons[0].ratio == pytest.approx(RATIO, rel=CLOSE)
+    assert truth_in(found)
+
+
+@pytest.mark.parametrize("number", [4, 9])
+def test_a_launch_that_dies_is_named_and_nothing_is_left(models, number):
+    dying = device(dies_at=number)
+    with pytest.raises(DeviceError, match=r"^(dense|small): the board process was killed by SIGKILL"):
+        bench(models, dying)
+    assert dying.alive == 0
+
+
+def test_a_run_that_hangs_ends_after_its_time(models):
+    with pytest.raises(DeviceError, match=r"no answer from the board within 6\d\.\d+ s"):
+        bench(models, device(factor=lambda now_s: 1.0 if now_s < 4 else 1e4))
+
+
+# --- the number of pairs from a wanted half-width ------------------------------------------------------------
+
+
+def uneven(spread: float) -> Any:
+    """Whole processes differ by a factor, as they do on shared machines."""
+    return lambda number: 1 + spread * ((number * 0.618) % 1)
+
+
+def test_a_half_width_chooses_the_count_from_a_pilot_and_is_reached(models):
+    found = bench(models, device(launch_factor=uneven(0.05)), half_width=0.01)
+    assert found.pilot is not None
+    assert found.pilot.pairs == 8
+    assert found.pilot.half_widths["small"] > 0.01
+    (comparison,) = found.comparisons
+    assert comparison.pairs == len(found.pairs) > 8
+    assert math.log(comparison.high / comparison.low) / 2 < 0.012
+    assert truth_in(found)
+
+
+def test_a_half_width_that_is_had_anyway_takes_the_usual_count(models):
+    found = bench(models, device(), half_width=0.05)
+    assert found.comparisons[0].pairs == 8
+
+
+def test_a_half_width_that_cannot_be_had_says_what_can(models):
+    with pytest.raises(Inconclusive, match=r"0\.01% would take \d+ pairs a model here.*ask for 0\.\d\d% \(\d+ min\)"):
+        bench(models, device(launch_factor=uneven(0.05)), half_width=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"half_width": 0.01, "pairs": 9}, "the number of pairs or the half-width that decides it, not both"),
+        ({"half_width": 2.0}, "a half-width of 2 is not between 0 and 1; write 0.005 for 0.5 %"),
+    ],
+)
+def test_half_widths_that_make_no_sense_are_refused(models, options, says):
+    with pytest.raises(InputError, match=says):
+        bench(models, device(), **options)
+
+
+def test_a_half_width_of_one_model_is_refused(models):
+    with pytest.raises(InputError, match="a half-width is that of a ratio; name two models or more"):
+        bench(models[:1], device(), half_width=0.01)
+
+
+# --- every caution, from the device to the line --------------------------------------------------------------
+
+
+def core(governor: str | None, frequency_hz: int | None) -> dict[str, Any]:
+    return {"cores": [{"core": 3, "governor": governor, "frequency_hz": frequency_hz}]}
+
+
+def flickering(now_s: float) -> float:
+    """Slow for 30 ms in every 100."""
+    return 1.57 if now_s % 0.1 < 0.03 else 1.0
+
+
+CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
+    "_few_pairs": (device(), {"pairs": 4}, "4 pairs, an interval wants 8"),
+    "_wide_interval": (device(launch_factor=uneven(0.3)), {}, "the interval is ±"),
+    "_two_ratios": (
+        device(run_factor=lambda stem, run: 4 / 3 if stem == "small" and run % 5 else 1.0),
+        {},
+        "small: undisturbed runs are ",
+    ),
+    "_modes": (device(launch_factor=lambda number: 1.5 if number % 3 == 0 else 1.0), {}, "launches fall into modes"),
+    "_bursts": (device(factor=flickering), {}, "slower than their launch's best"),
+    "_steal": (device(block={"steal_s": 0.01}), {}, "the hypervisor took"),
+    "_switches": (device(block={"involuntary_switches": 40}), {}, "timed runs were interrupted"),
+    "_throttling": (device(weather=lambda _: {"throttled": "firmware 0x50005"}), {}, "the processor was throttled"),
+    "_frequency": (
+        device(weather=lambda now_s: core(None, 1_500_000_000 if now_s < 2 else 1_200_000_000)),
+        {},
+        "core 3 changed from 1500 to 1200 MHz",
+    ),
+    "_governor": (device(weather=lambda _: core("ondemand", None)), {}, "frequency governor ondemand"),
+    "_load": (device(weather=lambda _: {"load_1min": 2.0}), {}, "busy before we began: load 2.0 on 4 cores"),
+    "_providers": (
+        device(
+            session=lambda stem: (
+                {"nodes_by_provider": {"CPUExecutionProvider": 1, "XnnpackExecutionProvider": 2}}
+                if stem == "small"
+                else {}
+            )
+        ),
+        {},
+        "not all models run on the same providers",
+    ),
+    "_short": (FakeDevice({"dense": 6e-5, "small": 3e-5}), {}, "small: a run takes 30 µs"),
+    "_coarse_clock": (device(step_s=1e-4, noise=0.1), {}, "the clock advances in steps of 100 µs"),
+    "_hypervisor": (device(facts={"hypervisor": True}), {}, "a virtual machine"),
+}
+
+
+def test_every_check_has_a_case():
+    assert list(CASES) == [check.__name__ for check in diagnose.CHECKS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_with_a_device_becomes_a_caution_with_a_remedy(models, name):
+    board, options, says = CASES[name]
+    found = bench(models, board, **options)
+    said = [caution for caution in found.cautions if says in caution.what]
+    assert said, whats(found)
+    assert all(len(caution.remedy) > 20 for caution in said)
+    check = next(check for check in diagnose.CHECKS if check.__name__ == name)
+    assert {what for what, _ in check(found)} == {caution.what for caution in said}
