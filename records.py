@@ -344,13 +344,14 @@ class EvidenceRow(Record):
 class TuningRow(Record):
     """A compressed network tuned without labels, and fine-tuned with them: a line of docs/results/tuning.jsonl.
 
-    Format 1: first version.
+    Format 1: first version; rows without `augment` had none.
     """
 
     model: str
     split: Literal["validation", "test"]
     n: int
     seed: int = Field(description="of the calibration inputs and the order of the batches")
+    augment: str = Field(default="none", description="of the images of both")
     macs: float = Field(description="share of the dense network's MACs")
     steps: int
     batch: int

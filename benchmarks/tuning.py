@@ -31,6 +31,7 @@ from ..export.graphs import with_weights
 from ..files import write_text
 from ..records import Compressed, TuningRow
 from ..train.compact import compact
+from ..train.data.dataset import augment
 from ..train.models import build
 from ..train.tune import Settings, batch_of, schedule, tune
 from .oneshot import ModelSpec, Split, calibration_inputs, cifar, exported
@@ -53,7 +54,8 @@ def fine_tuned(
         chosen = batch_of(step, len(inputs), settings)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(step, settings.steps)
-        images = torch.from_numpy(inputs[chosen]).contiguous(memory_format=torch.channels_last)
+        images = augment(torch.from_numpy(inputs[chosen]), settings.augment, (settings.seed, step))
+        images = images.contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(module(images), torch.from_numpy(labels[chosen]))
         optimizer.zero_grad()
         loss.backward()
@@ -78,7 +80,7 @@ def run(given: argparse.Namespace, data: Dataset, folder: Path, said: Callable[[
 
     before = accuracy(folder / small)
     said(f"dense {accuracy(dense):.2%}, compressed {before:.2%}")
-    settings = Settings(steps=given.steps, batch=given.batch, lr=given.lr, seed=given.seed)
+    settings = Settings(steps=given.steps, batch=given.batch, lr=given.lr, seed=given.seed, augment=given.augment)
     inputs = data.inputs(data.train.images)
     proto, tuned = onnx.load(folder / small), None
     if given.lr > 0:
@@ -110,6 +112,7 @@ def run(given: argparse.Namespace, data: Dataset, folder: Path, said: Callable[[
         macs=macs / sum(layer.macs_dense or 0 for layer in done.plan.layers.values()),
         steps=given.steps,
         batch=given.batch,
+        augment=given.augment,
         lr=given.lr,
         labelled_lr=given.labelled_lr,
         dense_accuracy=accuracy(dense),
@@ -131,6 +134,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="of tune; 0 leaves it out")
     parser.add_argument("--labelled-lr", type=float, default=0.01)
+    parser.add_argument("--augment", choices=["none", "shift", "flip-shift"], default="flip-shift", help="for both")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     given = parser.parse_args()
@@ -138,8 +142,8 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         rows = read(given.results, TuningRow)
-        asked = (given.model, split, given.seed, given.steps, given.batch, given.lr, given.labelled_lr)
-        if any((r.model, r.split, r.seed, r.steps, r.batch, r.lr, r.labelled_lr) == asked for r in rows):
+        asked = (given.model, split, given.seed, given.steps, given.batch, given.lr, given.labelled_lr, given.augment)
+        if any((r.model, r.split, r.seed, r.steps, r.batch, r.lr, r.labelled_lr, r.augment) == asked for r in rows):
             print(f"{given.results}: this row is there already; delete it to measure again")
             return
         with tempfile.TemporaryDirectory() as folder:

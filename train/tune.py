@@ -224,16 +224,18 @@ class _Run:
         if settings.augment == "none":
             return feed
         return {
-            name: augment(t, settings.augment, (settings.seed, step)) if t.ndim == 4 else t for name, t in feed.items()
+            name: _channels_last(augment(t, settings.augment, (settings.seed, step))) if t.ndim == 4 else t
+            for name, t in feed.items()
         }
 
     def _feed(self, chosen: NDArray) -> dict[str, Tensor]:
         found = {name: torch.from_numpy(np.ascontiguousarray(array[chosen])) for name, array in self._inputs.items()}
-        # torch's convolutions learn a third faster on CPUs with the channels last
-        return {
-            name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-            for name, tensor in found.items()
-        }
+        return {name: _channels_last(tensor) if tensor.ndim == 4 else tensor for name, tensor in found.items()}
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """With these torch's convolutions learn a third faster on CPUs."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def batch_of(step: int, count: int, settings: Settings) -> NDArray:
