@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import onnx_commands
+from . import bench_commands, onnx_commands
+from .bench_commands import ThreadsOption
 from .errors import InputError, RankfoldError, complaint, system_complaint
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ app.add_typer(devices_app, name="devices")
 Form = Literal["channel", "input-channel", "spatial", "linear"]
 DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
 
 
 def main() -> NoReturn:
@@ -152,47 +152,11 @@ app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 
-# --- bench, report ------------------------------------------------------------------------------------------
+# --- bench, compare, report ------------------------------------------------------------------------------------------
 
 
-@app.command(epilog='Example:  [bold]rankfold bench dense.onnx compact.onnx --gate "compact <= 0.8 * dense"[/]')
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
-    device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
-    threads: ThreadsOption = 1,
-    provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
-    session_config: Annotated[list[str] | None, typer.Option(help="key=value, checked against known keys.")] = None,
-    pairs: Annotated[int | None, typer.Option(min=2, help="Launch pairs a variant.  [default: 8, or 24]")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
-    shape: onnx_commands.ShapeOption = None,
-    inputs: onnx_commands.InputsOption = None,
-    gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
-) -> None:
-    """Measure models side by side, in paired launches, and write every sample to bench.json."""
-    from .runtime import gate as gates
-    from .stages import measure_models, named
-    from .terminal import print_bench
-
-    wanted = gates.parse(gate) if gate is not None else None
-    if wanted is not None:
-        gates.check_names(wanted, [name for name, _ in named(models)])
-    record = measure_models(
-        models,
-        output=output,
-        device=device,
-        threads=threads,
-        provider=provider,
-        session_config=_keys_and_values(session_config or []),
-        pairs=pairs,
-        seed=seed,
-        shapes=shape or (),
-        inputs=inputs,
-    )
-    print_bench(record)
-    print(output)
-    if wanted is not None:
-        print(gates.judge(wanted, record))
+app.command(epilog=bench_commands.BENCH_EXAMPLES)(bench_commands.bench)
+app.command(epilog=bench_commands.COMPARE_EXAMPLES)(bench_commands.compare)
 
 
 @app.command(epilog="Example:  [bold]rankfold report runs/glyphs-dec3-0 -o report.html[/]")
@@ -240,16 +204,6 @@ def _tile(text: str) -> int | None:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise InputError(f"--tile {text!r}: expected auto or a whole number from 1 to 1024")
     return int(text)
-
-
-def _keys_and_values(texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"--session-config {text!r}: expected key=value")
-        found[key] = value
-    return found
 
 
 def _drop_output() -> None:

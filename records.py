@@ -647,6 +647,28 @@ class Context(Part):
     weather_after: Weather | None
 
 
+class Change(Part):
+    """A model then and now: its speed-ups over the common baseline, and its time now / then with a 95 % interval."""
+
+    variant: str
+    same_file: bool
+    then: float
+    now: float
+    time: float
+    low: float
+    high: float
+    pairs: tuple[int, int]
+
+
+class Changes(Record):
+    """What `rankfold compare` found between two benches. Format 1: first version."""
+
+    baseline: str
+    changes: list[Change]
+    only_then: list[str]
+    only_now: list[str]
+
+
 class Pilot(Part):
     """Pairs timed to choose the count, and then left out: relative half-widths, wanted and found, by variant."""
 

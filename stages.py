@@ -104,9 +104,11 @@ def measure_models(
     output: Path,
     device: str = "host",
     threads: int = 1,
+    cores: tuple[int, ...] | None = None,
     provider: str = "cpu",
     session_config: Mapping[str, str] | None = None,
     pairs: int | None = None,
+    half_width: float | None = None,
     seed: int = 0,
     shapes: Sequence[str] = (),
     inputs: Path | None = None,
@@ -119,9 +121,11 @@ def measure_models(
 
     options = Options(
         threads=threads,
+        cores=cores,
         provider=provider,
         session_config=session_config or {},
         pairs=pairs,
+        half_width=half_width,
         seed=seed,
         shapes=parse_shapes(shapes),
         inputs=inputs,

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, EpochRow, FrontierPoint, Plan
+from .records import Bench, Changes, EpochRow, FrontierPoint, Plan
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
 
@@ -107,6 +107,21 @@ def print_bench(bench: Bench) -> None:
     console.print(table)
     for caution in bench.cautions:
         console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def print_changes(changes: Changes) -> None:
+    """Each model now against itself then."""
+    base = _plain(changes.baseline)
+    table = Table("model", "time now / then (95 %)", f"speed-up over {base} then", "now", box=None, pad_edge=False)
+    for change in changes.changes:
+        time_now = f"{change.time:.3f}  ({change.low:.3f} to {change.high:.3f})"
+        name = _plain(change.variant) + (" (the same file)" if change.same_file else "")
+        table.add_row(name, time_now, f"{change.then:.3f}×", f"{change.now:.3f}×")
+    console = Console()
+    console.print(table)
+    for when, names in (("then", changes.only_then), ("now", changes.only_now)):
+        if names:
+            console.print(Text(f"only {when}: {_plain(', '.join(names))}"))
 
 
 def print_model(found: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ turns.py     options, and who is timed when and for how long
 stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
 diagnose.py  cautions: what looks wrong in a measurement, each with a remedy
 gate.py      judge a claim such as "compact <= 0.8 * dense" by the whole interval
+baseline.py  an old bench against a new one: has a model become slower since?
+summary.py   a verdict as Markdown, for a CI's page
 costs.py     count multiply-accumulates and parameters of an ONNX graph
 inputs.py    arrays for any model's inputs, seeded or the user's own
 onnxfile.py  read an ONNX file; its external data stays inside its folder

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import CheckFailed, Inconclusive, InputError
 from ..records import Bench, Comparison
@@ -55,11 +56,19 @@ def judge(gate: Gate, bench: Bench) -> str:
         f"{gate.variant} takes {share.value:.3f} of {gate.reference}'s time "
         f"[{share.low:.3f}, {share.high:.3f}], the limit is {gate.factor:g}"
     )
-    if share.high <= gate.factor:
+    stands = standing(share, gate.factor)
+    if stands == "holds":
         return f"gate holds: {found}"
-    if share.low > gate.factor:
+    if stands == "fails":
         raise CheckFailed(f"gate fails: {found}")
     raise Inconclusive(f"gate is undecided: {found}; {_needed(gate.factor, share, comparison, bench)}")
+
+
+def standing(share: Interval, limit: float) -> Literal["holds", "fails", "undecided"]:
+    """How a limit stands to an interval: only the whole of it decides."""
+    if share.high <= limit:
+        return "holds"
+    return "fails" if share.low > limit else "undecided"
 
 
 def _find(gate: Gate, bench: Bench) -> Comparison:

@@ -60,6 +60,16 @@ BAD = [
     ("bench run --pairs many", 2, "'--pairs'.*integer"),
     ("bench run --gate 'compact is faster'", 2, "gate 'compact is faster' is not understood"),
     ("bench run --gate 'small <= 0.8 * dense'", 2, "gate names 'small', the bench has dense, compact"),
+    ("bench run --half-width 0.5%% --pairs 8", 2, "--half-width '0.5%%': expected a share such as 0.5% or 0.005"),
+    ("bench run --half-width 0.5% --pairs 8", 2, "the number of pairs or the half-width that decides it, not both"),
+    ("bench run --half-width 300%", 2, "a half-width of 3 is not between 0 and 1"),
+    ("bench run --cores 1-", 2, "--cores '1-': expected core numbers such as 0,2-3"),
+    ("bench run --cores 3-2", 2, "--cores '3-2': expected core numbers"),
+    ("bench run --cores 9999", 2, r"cores \[9999\] are not available, only"),
+    ("compare missing.json run/bench.json", 2, "missing.json"),
+    ("compare run/bench.json words.json", 2, "words.json: expected JSON"),
+    ("compare run/bench.json run/bench.json --gate 0", 2, "'--gate'"),
+    ("compare run/bench.json run/bench.json --gate 9 --summary run", 2, "cannot write run: Is a directory"),
     ("bench run -o run", 2, "cannot write run: Is a directory"),
     ("bench run -o recipe.toml/bench.json", 2, "cannot write recipe.toml/bench.json"),
     ("bench run -o /proc/bench.json", 2, "cannot write /proc/bench.json"),
@@ -255,6 +265,23 @@ def test_a_gate_decides_the_exit_code(finished, tmp_path, monkeypatch, call, low
         assert_one_line(err, says)
     else:
         assert (err, "gate holds" in out) == ("", True)
+
+
+@pytest.mark.parametrize(("limit", "code", "says"), [(1.5, 0, ""), (0.5, 1, "gate fails: compact takes")])
+def test_compare_judges_two_benches_and_leaves_a_summary(finished, tmp_path, call, limit, code, says):
+    """The same record twice: its time is 1 of the old one, whatever its noise."""
+    bench, summary = finished.run / "bench.json", tmp_path / "gate.md"
+    summary.write_text("before\n")
+    found, out, err = call(f"compare {bench} {bench} --gate {limit} --summary {summary}")
+    assert found == code, err
+    assert "compact (the same file)" in out
+    if code:
+        assert_one_line(err, says)
+    else:
+        assert (err, "gate holds" in out) == ("", True)
+    page = summary.read_text()
+    assert page.startswith("before\n### rankfold: gate ")
+    assert "| compact | 1.000" in page
 
 
 def commands(group=None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -1,0 +1,159 @@
+"""The commands that measure, and those that judge what was measured. cli.py gives them their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import onnx_commands
+from .errors import InputError, RankfoldError
+from .files import require_writable
+
+if TYPE_CHECKING:
+    from .records import Bench, Changes
+
+BENCH_EXAMPLES = (
+    'Examples:  [bold]rankfold bench dense.onnx compact.onnx --gate "compact <= 0.8 * dense"[/]   '
+    "[bold]rankfold bench a.onnx b.onnx --half-width 0.5% --threads 2[/]"
+)
+COMPARE_EXAMPLES = "Example:  [bold]rankfold compare main.json bench.json --gate 1.02 --summary gate.md[/]"
+
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
+SummaryOption = Annotated[
+    Path | None, typer.Option(help="Append the verdict and a table in Markdown, e.g. $GITHUB_STEP_SUMMARY.")
+]
+
+
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
+    device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
+    threads: ThreadsOption = 1,
+    cores: Annotated[str | None, typer.Option(help="Core mask, e.g. 0,2-3.  [default: the last ones]")] = None,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
+    session_config: Annotated[list[str] | None, typer.Option(help="key=value, checked against known keys.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=2, help="Launch pairs a variant.  [default: 8, or 24]")] = None,
+    half_width: Annotated[
+        str | None, typer.Option(help="Instead of --pairs: of the interval, e.g. 0.5%; a pilot chooses the count.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
+    shape: onnx_commands.ShapeOption = None,
+    inputs: onnx_commands.InputsOption = None,
+    gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
+    summary: SummaryOption = None,
+) -> None:
+    """Measure models side by side, in paired launches, and write every sample to bench.json."""
+    from .runtime import gate as gates
+    from .runtime.summary import bench_summary
+    from .stages import measure_models, named
+    from .terminal import print_bench
+
+    wanted = gates.parse(gate) if gate is not None else None
+    if summary is not None:
+        require_writable(summary)  # now, not after minutes of measuring
+    if wanted is not None:
+        gates.check_names(wanted, [name for name, _ in named(models)])
+    record = measure_models(
+        models,
+        output=output,
+        device=device,
+        threads=threads,
+        cores=None if cores is None else core_mask(cores),
+        provider=provider,
+        session_config=_keys_and_values(session_config or []),
+        pairs=pairs,
+        half_width=None if half_width is None else _share("--half-width", half_width),
+        seed=seed,
+        shapes=shape or (),
+        inputs=inputs,
+    )
+    print_bench(record)
+    print(output)
+    _conclude(
+        None if wanted is None else lambda: gates.judge(wanted, record),
+        lambda verdict: bench_summary(record, verdict),
+        summary,
+    )
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(help="A bench.json of then, such as the one kept for the main branch.")],
+    new: Annotated[Path, typer.Argument(help="A bench.json of now, with the same first model.")],
+    gate: Annotated[
+        float | None, typer.Option(min=0.01, help="Exit 1 if a model takes over this multiple of its old time.")
+    ] = None,
+    summary: SummaryOption = None,
+) -> None:
+    """Compare two benches of one device: has a model become slower since, against the common baseline?"""
+    from .records import Bench
+    from .runtime import baseline
+    from .runtime.summary import changes_summary
+    from .terminal import print_changes
+
+    if summary is not None:
+        require_writable(summary)
+    found: Changes = baseline.changes(*(_bench_at(Bench, path) for path in (old, new)))
+    print_changes(found)
+    _conclude(
+        None if gate is None else lambda: baseline.judge(found, gate),
+        lambda verdict: changes_summary(found, verdict),
+        summary,
+    )
+
+
+def _bench_at(kind: type[Bench], path: Path) -> Bench:
+    record = kind.read(path)
+    if not record.comparisons:
+        raise InputError(f"{path}: expected a bench of two models or more, found one model alone; bench it again")
+    return record
+
+
+def _conclude(judge: Callable[[], str] | None, page: Callable[[str | None], str], summary: Path | None) -> None:
+    """Print the verdict; the summary is written whatever the verdict, which then decides the exit code."""
+    verdict, refusal = None, None
+    try:
+        verdict = judge() if judge is not None else None
+    except RankfoldError as error:
+        verdict, refusal = str(error), error
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(page(verdict))
+    if refusal is not None:
+        raise refusal
+    if verdict is not None:
+        print(verdict)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def core_mask(text: str) -> tuple[int, ...]:
+    """`0,2-3` → (0, 2, 3)."""
+    cores: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"--cores {text!r}: expected core numbers such as 0,2-3")
+        cores += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(cores))
+
+
+def _share(option: str, text: str) -> float:
+    """`0.5%` or `0.005`."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise InputError(f"{option} {text!r}: expected a share such as 0.5% or 0.005") from error
+
+
+def _keys_and_values(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--session-config {text!r}: expected key=value")
+        found[key] = value
+    return found

@@ -1,0 +1,126 @@
+"""An old bench against a new one: has a model become slower since?
+
+Seconds of two days are not compared. Each bench says how its models stand to its own baseline, timed side by side; with
+the same file as baseline in both, the ratio of the two ratios is what has changed since, and slow days cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean, variance
+from typing import Any
+
+from scipy.special import stdtrit
+
+from ..errors import CheckFailed, Inconclusive, InputError
+from ..records import Bench, Change, Changes, Context
+from .gate import standing
+from .stats import CONFIDENCE, Interval, pair_log_ratio
+
+# What decides how fast a model runs, in the order in which a difference is named. Not here: what the machine was busy
+# with, free memory, the kernel's and Python's versions, and the length of the blocks, which follows the speed.
+_KEYS = ("device", "provider", "threads", "cores", "session_config", "input_shapes", "dropped_runs")
+_FACTS = (
+    "architecture", "cpu_model", "isa", "logical_cores", "hypervisor", "emulated", "onnxruntime_version", "layout",
+    "tile",
+)  # fmt: skip
+
+
+def changes(old: Bench, new: Bench) -> Changes:
+    """How long each model of both takes now, as a multiple of then: by name, with a 95 % interval (Welch's t).
+
+    Raises InputError, naming what differs, for benches that cannot be compared.
+    """
+    require_alike(old.context, new.context)
+    first, second = old.variants[0], new.variants[0]
+    if first.sha256 != second.sha256:
+        raise InputError(
+            f"the baselines are two files, {first.name} ({first.sha256[:12]}) and {second.name} "
+            f"({second.sha256[:12]}); measure both against one and the same"
+        )
+    before, now = ({v.name: v.sha256 for v in bench.variants[1:]} for bench in (old, new))
+    names = [name for name in before if name in now]
+    if not names:
+        raise InputError(f"no model has the same name in both: {', '.join(before)} then, {', '.join(now)} now")
+    found = []
+    for name in names:
+        then_logs, now_logs = _logs(old, name), _logs(new, name)
+        time = _welch(then_logs, now_logs)
+        found.append(
+            Change(
+                variant=name,
+                same_file=before[name] == now[name],
+                then=math.exp(fmean(then_logs)),
+                now=math.exp(fmean(now_logs)),
+                time=time.value,
+                low=time.low,
+                high=time.high,
+                pairs=(len(then_logs), len(now_logs)),
+            )
+        )
+    return Changes(
+        baseline=first.name, changes=found, only_then=sorted(before - now.keys()), only_now=sorted(now - before.keys())
+    )
+
+
+def require_alike(old: Context, new: Context) -> None:
+    """Raise InputError naming the first key in which two contexts differ, with both values."""
+    for key, then, now in _settings(old, new):
+        if then != now:
+            raise InputError(
+                f"the benches differ in {key}: {_short(then)} then, {_short(now)} now; measure the old model again"
+            )
+
+
+def judge(found: Changes, limit: float) -> str:
+    """One line saying that every model takes at most `limit` times as long as then, with its whole interval.
+
+    CheckFailed if a whole interval violates it; Inconclusive if the limit lies inside one and none violates it.
+    """
+    stands = {
+        change.variant: standing(Interval(change.time, change.low, change.high), limit) for change in found.changes
+    }
+    lines = {change.variant: f"{_sentence(change)}, the limit is {limit:g}" for change in found.changes}
+    if failed := [lines[name] for name, stand in stands.items() if stand == "fails"]:
+        raise CheckFailed(f"gate fails: {'; '.join(failed)}")
+    if open_ := [lines[name] for name, stand in stands.items() if stand == "undecided"]:
+        raise Inconclusive(f"gate is undecided: {'; '.join(open_)}; measure with more pairs")
+    return f"gate holds: {'; '.join(lines.values())}"
+
+
+def _sentence(change: Change) -> str:
+    return f"{change.variant} takes {change.time:.3f} of its old time [{change.low:.3f}, {change.high:.3f}]"
+
+
+def _settings(old: Context, new: Context) -> Iterator[tuple[str, Any, Any]]:
+    for key in _KEYS:
+        yield key, getattr(old, key), getattr(new, key)
+    for key in _FACTS:
+        yield key, getattr(old.facts, key), getattr(new.facts, key)
+    governors = [sorted({c.governor for c in context.weather_before.cores if c.governor}) for context in (old, new)]
+    yield "governor", governors[0], governors[1]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _logs(bench: Bench, variant: str) -> list[float]:
+    baseline = bench.variants[0].name
+    return [pair_log_ratio(pair) for pair in bench.pairs if (pair.baseline, pair.variant) == (baseline, variant)]
+
+
+def _welch(then: Sequence[float], now: Sequence[float]) -> Interval:
+    """exp of the difference of means with Welch's interval: the two benches may be unlike noisy."""
+    parts = [variance(then) / len(then), variance(now) / len(now)]
+    error = math.sqrt(sum(parts))
+    freedom = (
+        sum(parts) ** 2 / sum(part**2 / (len(logs) - 1) for part, logs in zip(parts, (then, now), strict=True))
+        if error
+        else 1.0
+    )
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
+    difference = fmean(then) - fmean(now)
+    return Interval(math.exp(difference), math.exp(difference - half), math.exp(difference + half))

@@ -1,0 +1,55 @@
+"""What a gate decided, as a few lines of Markdown for a CI's page ($GITHUB_STEP_SUMMARY) or a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..records import Bench, Caution, Changes
+from .report.markdown import escape
+from .report.units import milliseconds, ratio_interval, ratio_text
+from .stats import quantile
+
+
+def bench_summary(bench: Bench, verdict: str | None) -> str:
+    """The verdict, each variant against the baseline, and the cautions."""
+    found = {comparison.variant: comparison for comparison in bench.comparisons}
+    rows = []
+    for variant in bench.variants:
+        comparison = found.get(variant.name)
+        samples = [s for p in bench.pairs for b in p.blocks if b.variant == variant.name for s in b.samples_s]
+        ratio = "baseline" if comparison is None else f"{ratio_text(comparison)} {ratio_interval(comparison)}"
+        rows.append([variant.name, ratio, milliseconds(quantile(samples, 0.5))])
+    context = bench.context
+    where = f"{context.facts.cpu_model or context.device}, {context.threads} thread(s), {context.provider}"
+    return _page(verdict, ["model", "speed-up (95 %)", "p50"], rows, [where], bench.cautions)
+
+
+def changes_summary(changes: Changes, verdict: str | None) -> str:
+    """The verdict, and each model's time now as a multiple of its old one."""
+    rows = [
+        [
+            change.variant,
+            f"{change.time:.3f} ({change.low:.3f} to {change.high:.3f})",
+            f"{change.then:.3f}×",
+            f"{change.now:.3f}×",
+            "the same file" if change.same_file else "",
+        ]
+        for change in changes.changes
+    ]
+    heads = ["model", "time now / then (95 %)", f"speed-up over {changes.baseline} then", "now", ""]
+    only = {"then": changes.only_then, "now": changes.only_now}
+    notes = [f"only {when}: {', '.join(names)}" for when, names in only.items() if names]
+    return _page(verdict, heads, rows, notes, [])
+
+
+def _page(
+    verdict: str | None, heads: list[str], rows: list[list[str]], notes: list[str], cautions: Sequence[Caution]
+) -> str:
+    table = [heads, ["---"] * len(heads), *rows]
+    parts = [
+        f"### rankfold: {escape(verdict)}" if verdict else "### rankfold",
+        "\n".join(f"| {' | '.join(cell if row is table[1] else escape(cell) for cell in row)} |" for row in table),
+        *map(escape, notes),
+        "\n".join(f"- **{escape(c.what)}** Remedy: {escape(c.remedy)}" for c in cautions),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
