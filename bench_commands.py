@@ -42,6 +42,9 @@ def bench(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
     shape: onnx_commands.ShapeOption = None,
     inputs: onnx_commands.InputsOption = None,
+    rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
+    sustain: Annotated[float | None, typer.Option(help="Then run each without a pause for so many seconds.")] = None,
+    operators: Annotated[bool, typer.Option("--operators", help="Then profile each: time by layer, operator.")] = False,
     gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
     summary: SummaryOption = None,
 ) -> None:
@@ -69,6 +72,9 @@ def bench(
         seed=seed,
         shapes=shape or (),
         inputs=inputs,
+        rate_hz=rate,
+        sustain_s=sustain,
+        operators=operators,
     )
     print_bench(record)
     print(output)

@@ -669,6 +669,52 @@ class Changes(Record):
     only_now: list[str]
 
 
+class Paced(Part):
+    """A model on frames that arrive at a fixed rate; a frame that arrives during a run is dropped.
+
+    `responses_s` are from a frame's arrival to its end; the deadline is the next frame's arrival.
+    """
+
+    variant: str
+    rate_hz: float
+    samples_s: list[float]
+    responses_s: list[float]
+    dropped: int
+
+
+class Moment(Part):
+    """A block of a sustained run: seconds since its beginning, its undisturbed run, and the weather at its end."""
+
+    at_s: float
+    run_s: float
+    weather: Weather
+
+
+class Sustained(Part):
+    """A model that runs without a pause."""
+
+    variant: str
+    moments: list[Moment]
+
+
+class OperatorTime(Part):
+    """A node of the optimised graph: the plan's layer it belongs to, None for none; seconds in each profiled run."""
+
+    name: str
+    op: str
+    provider: str
+    layer: str | None
+    samples_s: list[float]
+
+
+class OperatorTable(Part):
+    """Where a model's time goes, by the runtime's own profile; `runs_s` are the whole runs."""
+
+    variant: str
+    runs_s: list[float]
+    nodes: list[OperatorTime]
+
+
 class Pilot(Part):
     """Pairs timed to choose the count, and then left out: relative half-widths, wanted and found, by variant."""
 
@@ -680,7 +726,7 @@ class Pilot(Part):
 class Bench(Record):
     """`bench.json`: raw samples first, everything else derived from them.
 
-    Format 1: first version; what came later (`pilot`) may be missing.
+    Format 1: first version; what came later (`pilot`, `paced`, `sustained`, `operators`) may be missing.
     """
 
     history: ClassVar[str] = "1: first version"
@@ -690,3 +736,6 @@ class Bench(Record):
     comparisons: list[Comparison]
     cautions: list[Caution]
     pilot: Pilot | None = None
+    paced: list[Paced] = Field(default_factory=list)
+    sustained: list[Sustained] = Field(default_factory=list)
+    operators: list[OperatorTable] = Field(default_factory=list)

@@ -112,6 +112,9 @@ def measure_models(
     seed: int = 0,
     shapes: Sequence[str] = (),
     inputs: Path | None = None,
+    rate_hz: float | None = None,
+    sustain_s: float | None = None,
+    operators: bool = False,
 ) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`."""
     from .devices import card
@@ -129,6 +132,9 @@ def measure_models(
         seed=seed,
         shapes=parse_shapes(shapes),
         inputs=inputs,
+        rate_hz=rate_hz,
+        sustain_s=sustain_s,
+        operators=operators,
     )
     found = card.find(device)
     sources = named(models)

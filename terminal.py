@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .records import Bench, Changes, EpochRow, FrontierPoint, Plan
 
+OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
 
 
@@ -105,8 +106,37 @@ def print_bench(bench: Bench) -> None:
         table.add_row(_plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
     console = Console()
     console.print(table)
+    _print_load(console, bench)
     for caution in bench.cautions:
         console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def _print_load(console: Console, bench: Bench) -> None:
+    """What was asked for beside the pairs."""
+    from .runtime import load, operators
+
+    for paced in bench.paced:
+        late, frames = load.missed(paced)
+        text = f"{late} of {frames} frames missed their deadline ({paced.dropped} were dropped)"
+        console.print(Text(f"{_plain(paced.variant)} at {paced.rate_hz:g} Hz: {text}"))
+    for sustained in bench.sustained:
+        text = f"a run takes {load.slowdown(sustained):.3f} of its first time at the end"
+        console.print(Text(f"{_plain(sustained.variant)} without a pause: {text}"))
+    for profiled in bench.operators:
+        shares = operators.by_layer(profiled)
+        table = Table(f"{_plain(profiled.variant)}: layer", "µs", "share", box=None, pad_edge=False)
+        for share in shares[:OPERATOR_ROWS]:
+            table.add_row(_plain(share.name), f"{share.seconds * 1e6:.1f}", f"{share.share:.1%}")
+        console.print(table)
+        kinds = ", ".join(f"{share.name} {share.share:.0%}" for share in operators.by_operator(profiled)[:6])
+        ran = ", ".join(f"{share.name} {share.share:.0%} of the time" for share in operators.by_provider(profiled))
+        rest = f"{len(shares) - OPERATOR_ROWS} more rows; " if len(shares) > OPERATOR_ROWS else ""
+        console.print(
+            Text(
+                f"{rest}by operator: {_plain(kinds)}; reorders and transposes {operators.layout_share(profiled):.1%}; "
+                f"{_plain(ran)}; the nodes add up to {operators.accounted(profiled):.1%} of a profiled run"
+            )
+        )
 
 
 def print_changes(changes: Changes) -> None:

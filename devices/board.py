@@ -9,6 +9,7 @@ stderr. It ends when stdin does.
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import difflib
 import gc
@@ -53,6 +54,7 @@ SESSION_KEYS = [
     "mlas.qnbit.force_fp32", "mlas.use_lut_gemm",
 ]  # fmt: skip
 PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
+KERNEL_TIME = "_kernel_time"  # how the runtime's profile ends the names of nodes
 
 WARMUP_CHUNK_S = 0.05  # a median over 50 ms is steady enough to see a trend of 2 %
 WARMUP_LIMIT_S = 2.0  # caches, page faults and frequency settle in well under a second where it was tried
@@ -207,14 +209,19 @@ def check_session_config(config: dict[str, str]) -> None:
             raise Refused(f"session key '{key}' is unknown; {hint}")
 
 
-def open_session(request: dict[str, Any], provider: str) -> Any:
-    """A session on the provider asked for, and on nothing else where that one can do without."""
+def open_session(request: dict[str, Any], provider: str, profile: str | None = None) -> Any:
+    """A session on the provider asked for, and on nothing else where that one can do without; `profile` is the
+    beginning of the name of a file that the runtime writes the times of its nodes to.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     for key, value in request["session_config"].items():
         options.add_session_config_entry(key, value)
     if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
@@ -360,14 +367,49 @@ def wait_until_quiet() -> None:
     raise Refused(f"threads still spin {QUIET_LIMIT_S:g} s after a run; lower session.intra_op.spin_duration_us")
 
 
+def pin(cores: list[int]) -> None:
+    """Stay on `cores`; to be called before the runtime starts threads, which inherit it."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def operators(request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every node in each of `request["runs"]` runs, from the runtime's profile; the first is dropped."""
+    pin(request["cores"])
+    check_session_config(request["session_config"])
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(request, find_provider(request["provider"]), os.path.join(folder, "profile"))
+        feed = make_feed(session.get_inputs(), request)
+        run_timed(session, feed, 1 + request["runs"])
+        with open(session.end_profiling()) as file:
+            return per_node(json.load(file), request["runs"])
+
+
+def per_node(events: list[dict[str, Any]], runs: int) -> dict[str, Any]:
+    """The last `runs` runs of a profile and the nodes within each, in seconds."""
+    whole = [event for event in events if event["name"] == "model_run"][-runs:]
+    begins = [event["ts"] for event in whole]
+    nodes: dict[tuple[str, str, str], list[float]] = {}
+    for event in events:
+        run = bisect.bisect_right(begins, event["ts"]) - 1
+        if event["cat"] != "Node" or not event["name"].endswith(KERNEL_TIME) or run < 0:
+            continue
+        args = event["args"]
+        key = event["name"][: -len(KERNEL_TIME)], args.get("op_name", ""), args.get("provider", "")
+        nodes.setdefault(key, [0.0] * runs)[run] += event["dur"] * 1e-6
+    return {
+        "runs_s": [event["dur"] * 1e-6 for event in whole],
+        "nodes": [{"name": n, "op": op, "provider": p, "samples_s": s} for (n, op, p), s in nodes.items()],
+    }
+
+
 class Server:
     """One model in this process, ready to be timed."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.cores = request["cores"]
         self.threads = request["threads"]
-        if self.cores:
-            os.sched_setaffinity(0, self.cores)  # before the runtime starts threads, which inherit it
+        pin(self.cores)
         check_session_config(request["session_config"])
         provider = find_provider(request["provider"])
         before_bytes = kilobytes("/proc/self/status", "VmRSS")
@@ -414,6 +456,29 @@ class Server:
         self.rest()
         return answer
 
+    def paced(self, rate_hz: float, frames: int) -> dict[str, Any]:
+        """Run on frames that arrive at a fixed rate; one that arrives while a run is on is dropped.
+
+        Seconds of each run, and from its frame's arrival to its end; how many frames were dropped.
+        """
+        clock, period_s = time.perf_counter, 1.0 / rate_hz
+        samples, responses, dropped = [], [], 0
+        begin = clock() + period_s
+        for frame in range(frames):
+            due = begin + frame * period_s
+            wait_s = due - clock()
+            if wait_s < 0:
+                dropped += 1
+                continue
+            time.sleep(wait_s)
+            started = clock()
+            self.session.run(None, self.feed)
+            ended = clock()
+            samples.append(ended - started)
+            responses.append(ended - due)
+        self.rest()
+        return {"samples_s": samples, "responses_s": responses, "dropped": dropped}
+
 
 def runtime_errors() -> Any:
     """The exceptions of the runtime, which share no base class; none if it was not imported."""
@@ -435,8 +500,10 @@ def main() -> None:
                 answer = server.facts
             elif request["command"] == "block" and server is not None:
                 answer = server.block(request["runs"], request["dropped"])
+            elif request["command"] == "paced" and server is not None:
+                answer = server.paced(request["rate_hz"], request["frames"])
             else:
-                answer = {"probe": probe, "weather": weather}[request["command"]](request)
+                answer = {"probe": probe, "weather": weather, "operators": operators}[request["command"]](request)
         except Refused as error:
             answer = {"error": str(error)}
         except runtime_errors() as error:

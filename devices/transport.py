@@ -63,6 +63,47 @@ class Samples(Part):
     involuntary_switches: Annotated[int, Field(ge=0)] | None
 
 
+class Frames(Part):
+    """Frames that arrived at a fixed rate: seconds of each run, and from its frame's arrival to its end."""
+
+    samples_s: list[Seconds]
+    responses_s: list[Seconds]
+    dropped: Annotated[int, Field(ge=0)]
+
+
+class NodeTimes(Part):
+    """One node of the optimised graph: its seconds in each run."""
+
+    name: Annotated[str, Field(max_length=4096)]
+    op: Text
+    provider: Text
+    samples_s: list[Annotated[float, Field(ge=0, lt=1e6)]]
+
+
+class Profile(Part):
+    """The runtime's profile of some runs."""
+
+    runs_s: list[Annotated[float, Field(gt=0, lt=1e6)]]
+    nodes: list[NodeTimes] = Field(max_length=1_000_000)
+
+
+def profile(process: BoardProcess, request: dict[str, Any], runs: int, limit_s: float) -> Profile:
+    """Seconds of every node in each of `runs` runs; `request` as for `serve`, in a process that serves nothing."""
+    found = checked(Profile, process.ask({"command": "operators", **request, "runs": runs}, limit_s))
+    if {len(found.runs_s), *(len(node.samples_s) for node in found.nodes)} - {runs}:
+        raise DeviceError(f"the board's profile does not have the {runs} runs that were asked for; run again")
+    return found
+
+
+def pace(process: BoardProcess, rate_hz: float, frames: int) -> Frames:
+    """Run on frames that arrive at a fixed rate."""
+    limit_s = LOAD_LIMIT_S + 2 * frames / rate_hz
+    found = checked(Frames, process.ask({"command": "paced", "rate_hz": rate_hz, "frames": frames}, limit_s))
+    if not len(found.samples_s) == len(found.responses_s) == frames - found.dropped:
+        raise DeviceError(f"the board answered {len(found.samples_s)} of {frames} frames; run again")
+    return found
+
+
 def serve(process: BoardProcess, request: dict[str, Any]) -> Session:
     """Load and warm up a model; `request` has model, threads, provider, session_config, cores and seed."""
     return checked(Session, process.ask({"command": "serve", **request}, LOAD_LIMIT_S))

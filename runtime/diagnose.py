@@ -12,6 +12,8 @@ from itertools import pairwise
 from statistics import median, quantiles
 
 from ..records import Bench, Block, Caution, Pair
+from .load import slowdown
+from .operators import accounted
 from .stats import pairs_wanted, ratio_interval
 
 # Medians of the launches of one file lie within 1 % on a quiet machine; 6 % apart is another mode.
@@ -26,6 +28,8 @@ _LOAD_SHARE = 0.3  # of the cores, in runnable processes before we began
 _FREQUENCY_CHANGE = 0.05
 _CALL_OVERHEAD_S = 50e-6  # entering the runtime from Python and back takes some 5 to 10 µs
 _CLOCK_SHARE = 0.005
+_HOT = 0.05
+_LEAST_ACCOUNTED, _MOST_ACCOUNTED = 0.7, 1.02
 _PI_THROTTLED_NOW = 0xF  # low four bits of the Raspberry Pi firmware's get_throttled
 
 
@@ -148,6 +152,27 @@ def _throttling(bench: Bench) -> Findings:
         )
 
 
+def _hot(bench: Bench) -> Findings:
+    for sustained in bench.sustained:
+        slower = slowdown(sustained) - 1
+        if slower > _HOT:
+            yield (
+                f"{sustained.variant}: after {sustained.moments[-1].at_s:.0f} s without a pause a run takes "
+                f"{slower:.0%} longer",
+                "the board cannot keep its speed: cool it, or plan with the slower time",
+            )
+
+
+def _unaccounted(bench: Bench) -> Findings:
+    for table in bench.operators:
+        share = accounted(table)
+        if not _LEAST_ACCOUNTED < share < _MOST_ACCOUNTED:
+            yield (
+                f"{table.variant}: its nodes add up to {share:.0%} of a profiled run",
+                "the profile's own cost is large beside such short nodes: read shares, not microseconds",
+            )
+
+
 def _frequency(bench: Bench) -> Findings:
     context = bench.context
     if context.weather_after is None:
@@ -207,8 +232,8 @@ def _hypervisor(bench: Bench) -> Findings:
 
 
 CHECKS = (
-    _few_pairs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _frequency, _governor,
-    _load, _providers, _short, _coarse_clock, _hypervisor,
+    _few_pairs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _hot, _frequency,
+    _governor, _load, _providers, _unaccounted, _short, _coarse_clock, _hypervisor,
 )  # fmt: skip
 
 

@@ -7,29 +7,27 @@ turns in blocks. Whole launches of one file differ by more than the models do, s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
-from onnx.numpy_helper import to_array
+from typing import Any
 
 from ..devices import probe
-from ..devices.transport import BoardProcess, Session, Transport, serve, time_block
-from ..errors import InputError, RankfoldError
-from ..files import sha256_of
+from ..devices.transport import Session, Transport, time_block
+from ..errors import InputError
 from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pilot, Variant
-from . import costs
 from .diagnose import diagnose
+from .load import paced, sustained
+from .operators import operators
+from .serving import Board, Clock, Model, check_unchanged, naming, source
 from .stats import half_width as ratio_half_width
 from .stats import pair_log_ratio, ratio_interval
 from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
 
 __all__ = ["Options", "Progress", "compare", "measure"]
 
-Clock = Callable[[], float]
 _PILOT_SEEDS = 1 << 20  # a pilot's orders are other ones than those of the pairs that count
 
 
@@ -41,14 +39,6 @@ class Progress:
     total: int
     left_s: float | None
     what: str
-
-
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    path: Path
-    sha256: str
-    costs: costs.Costs
 
 
 class _Reporter:
@@ -68,6 +58,11 @@ class _Reporter:
         if self._tell:
             self._tell(Progress(self._done, self.total, left_s, what))
         self._done += 1
+
+    def note(self, what: str, left_s: float) -> None:
+        """Say how far the present step is."""
+        if self._tell:
+            self._tell(Progress(self._done - 1, self.total, left_s, what))
 
     @property
     def pair_s(self) -> float | None:
@@ -95,7 +90,7 @@ def measure(
     """
     options = options or Options()
     pairs = checked_pairs(options)
-    sources = [_source(name, Path(path)) for name, path in _checked_names(models)]
+    sources = [source(name, Path(path)) for name, path in _checked_names(models)]
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with transport.launch() as process:
         facts = probe.facts(process)
@@ -104,7 +99,7 @@ def measure(
     cores = choose_cores(options, facts)
     variants = sources[1:] or sources
     report = _Reporter(on_progress, clock, len(sources), pairs * len(variants))
-    board = _Board(transport, options, cores, clock)
+    board = Board(transport, options, cores, clock)
 
     trials = _try_all(sources, board, report)
     turns = choose_turns([min(trial.warmup_s) for trial in trials], options)
@@ -119,8 +114,9 @@ def measure(
         timed.append(pair)
         for name, session in sessions.items():
             launches[name].append(Launch(pair=index, **session.model_dump(exclude={"input_shapes"})))
+    loads = _under_load(sources, board, report)
     report("done")
-    _check_unchanged(sources)
+    check_unchanged(sources)
 
     with transport.launch() as process:
         after = probe.weather(process)
@@ -145,7 +141,7 @@ def measure(
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
         pilot=pilot,
-    )
+    ).model_copy(update=loads)
     return bench.model_copy(update={"cautions": diagnose(bench)})
 
 
@@ -157,7 +153,7 @@ def compare(baseline: str, variant: str, pairs: Sequence[Pair]) -> Comparison:
 
 
 def _pilot(
-    sources: list[_Model], pairs: int, half_width: float, turns: Turns, board: _Board, report: _Reporter
+    sources: list[Model], pairs: int, half_width: float, turns: Turns, board: Board, report: _Reporter
 ) -> tuple[Pilot, int]:
     """Time a few pairs to see how many it takes; they are not used again, so that the count is fixed beforehand."""
     variants = sources[1:]
@@ -175,44 +171,29 @@ def _pilot(
     return Pilot(wanted_half_width=half_width, pairs=pairs, half_widths=found), wanted
 
 
+def _under_load(sources: list[Model], board: Board, report: _Reporter) -> dict[str, list[Any]]:
+    """What else was asked for, model by model: at a rate of frames, without a pause, by operator."""
+    options = board.options
+    found: dict[str, list[Any]] = {"paced": [], "sustained": [], "operators": []}
+    asked = {"paced": options.rate_hz, "sustained": options.sustain_s, "operators": options.operators}
+    report.total += len(sources) * sum(bool(value) for value in asked.values())
+    for model in sources:
+        if options.rate_hz:
+            report(f"{model.name} at {options.rate_hz:g} Hz")
+            found["paced"].append(paced(board, model, options.rate_hz))
+        if options.sustain_s:
+            report(f"{model.name} without a pause")
+            found["sustained"].append(sustained(board, model, options.sustain_s, report.note))
+        if options.operators:
+            report(f"{model.name} by operator")
+            found["operators"].append(operators(board, model))
+    return found
+
+
 # --- one pair -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Board:
-    """A way to start processes, and what all of them are told."""
-
-    transport: Transport
-    options: Options
-    cores: list[int]
-    clock: Clock
-
-    def serve(self, model: _Model, process: BoardProcess) -> Session:
-        """Load `model` in `process` and warm it up."""
-        request = {
-            "model": str(model.path.resolve()),
-            "threads": self.options.threads,
-            "provider": self.options.provider,
-            "session_config": dict(self.options.session_config),
-            "cores": self.cores,
-            "seed": self.options.seed,
-            "shapes": {name: list(shape) for name, shape in self.options.shapes.items()},
-            "inputs": None if self.options.inputs is None else str(self.options.inputs.resolve()),
-        }
-        with _naming(model.name):
-            return serve(process, request)
-
-
-@contextmanager
-def _naming(model: str) -> Iterator[None]:
-    """Say which model a board's error is about."""
-    try:
-        yield
-    except RankfoldError as error:
-        raise type(error)(f"{model}: {error}") from error
-
-
-def _try_all(models: list[_Model], board: _Board, report: _Reporter) -> list[Session]:
+def _try_all(models: list[Model], board: Board, report: _Reporter) -> list[Session]:
     """Load and run each once before anything is timed: does it run there, and how long does a run take?"""
     trials: list[Session] = []
     for model in models:
@@ -224,7 +205,7 @@ def _try_all(models: list[_Model], board: _Board, report: _Reporter) -> list[Ses
 
 
 def _run_pair(
-    baseline: _Model, variant: _Model, seed: int, turns: Turns, board: _Board
+    baseline: Model, variant: Model, seed: int, turns: Turns, board: Board
 ) -> tuple[Pair, dict[str, Session]]:
     """Start both, let them take turns, end both; `start_s` counts from before the first process started."""
     models = {model.name: model for model in (baseline, variant)}
@@ -236,7 +217,7 @@ def _run_pair(
         sessions = {name: board.serve(models[name], process) for name, process in processes.items()}
         for name in order:
             start_s = board.clock() - began
-            with _naming(name):
+            with naming(name):
                 samples = time_block(processes[name], turns.runs, board.options.dropped_runs, turns.limit_s)
             blocks.append(Block(variant=name, start_s=start_s, **samples.model_dump()))
     return Pair(baseline=baseline.name, variant=variant.name, seed=seed, blocks=blocks), sessions
@@ -254,22 +235,6 @@ def _checked_names(models: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Pa
     return models
 
 
-def _source(name: str, path: Path) -> _Model:
-    """Read and check a model and count its costs; the graph itself is not kept."""
-    model = costs.load(path)
-    for tensor in model.graph.initializer:
-        if tensor.data_type in costs.FLOATS and np.isnan(to_array(tensor)).any():
-            raise InputError(f"{path}: initialiser '{tensor.name}' contains NaN; train or export it again")
-    return _Model(name, path, sha256=_sha256(path), costs=costs.count(model))
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
-
-
 def _check_same_input(baseline: str, expected: Session, name: str, found: Session) -> None:
     """Models are compared on one input: the names may differ, the shapes may not."""
     shapes, other = list(expected.input_shapes.values()), list(found.input_shapes.values())
@@ -277,14 +242,7 @@ def _check_same_input(baseline: str, expected: Session, name: str, found: Sessio
         raise InputError(f"{name} takes inputs {other}, {baseline} takes {shapes}; compare models of one input")
 
 
-def _check_unchanged(models: list[_Model]) -> None:
-    """Every launch opened the file anew: it must be the one that was named."""
-    for model in models:
-        if _sha256(model.path) != model.sha256:
-            raise InputError(f"{model.path} changed while it was measured; measure again")
-
-
-def _variant(model: _Model, launches: list[Launch]) -> Variant:
+def _variant(model: Model, launches: list[Launch]) -> Variant:
     return Variant(
         name=model.name,
         file=str(model.path),

@@ -32,7 +32,8 @@ class Options:
     `cores` is the mask of every process; None takes as many as there are threads, from the last one down
     (interrupts go to the first). `block_runs` is the least number of counted runs in a turn, fewer only for
     models so slow that a turn would last over half a second. `shapes` are of open inputs, `inputs` is an npz
-    file with an array for each instead.
+    file with an array for each instead. After the pairs: `rate_hz` runs each model on frames of that rate, `sustain_s`
+    without a pause for so long, `operators` profiles it.
     """
 
     threads: int = 1
@@ -46,6 +47,9 @@ class Options:
     seed: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Path | None = None
+    rate_hz: float | None = None
+    sustain_s: float | None = None
+    operators: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ def checked_pairs(options: Options) -> int:
     ):
         if value is not None and value < least:
             raise InputError(f"{what} is {value}; use {least} or more")
+    for what, value in (("rate", options.rate_hz), ("time to sustain", options.sustain_s)):
+        if value is not None and not 0 < value < 1e5:
+            raise InputError(f"a {what} of {value:g} makes no sense; give a positive number")
     if options.half_width is not None:
         if options.pairs is not None:
             raise InputError("give the number of pairs or the half-width that decides it, not both")

@@ -34,7 +34,7 @@ class FakeDevice:
 
     `launch_factor(number of the process)` is a mode that a whole process falls into, `run_factor(file stem, number of
     the run)` hits single runs; `dies_at` kills the process of that number in its first block; `facts`,
-    `weather(seconds)`, `session(file stem)` and `block` change what it answers.
+    `weather(seconds)`, `session(file stem)` and `block` change what it answers; `profiled` scales the nodes' times.
     """
 
     run_s: dict[str, float]
@@ -43,6 +43,7 @@ class FakeDevice:
     run_factor: Callable[[str, int], float] = lambda stem, run: 1.0
     noise: float = 0.003
     step_s: float = 0.0
+    profiled: float = 1.0
     dies_at: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     weather: Callable[[float], dict[str, Any]] = lambda _: {}
@@ -85,6 +86,24 @@ class FakeProcess:
             device.clock.sleep(CREATE_S)
             shapes = {"x": [1, 3, 16, 16]}
             return {**SESSION, "warmup_s": self._runs(50), "input_shapes": shapes, **device.session(self.stem)}
+        if request["command"] == "operators":
+            self.stem = Path(request["model"]).stem
+            runs = self._runs(1 + request["runs"])[1:]
+            nodes = [("conv", "Conv", 0.6), ("relu", "Relu", 0.3)]
+            return {
+                "runs_s": runs,
+                "nodes": [
+                    {
+                        "name": name,
+                        "op": op,
+                        "provider": "CPUExecutionProvider",
+                        "samples_s": [device.profiled * share * run for run in runs],
+                    }
+                    for name, op, share in nodes
+                ],
+            }
+        if request["command"] == "paced":
+            return self._paced(1 / request["rate_hz"], request["frames"])
         if device.dies_at == self.number:
             raise DeviceError("the board process was killed by SIGKILL; check free memory")
         self._runs(request["dropped"])
@@ -93,6 +112,19 @@ class FakeProcess:
         if device.clock() - began > limit_s:
             raise DeviceError(f"no answer from the board within {limit_s:g} s")
         return {**BLOCK, "samples_s": samples, "cpu_s": sum(samples), **device.block}
+
+    def _paced(self, period_s: float, frames: int) -> dict[str, Any]:
+        clock, samples, responses, dropped = self.device.clock, [], [], 0
+        begin = clock() + period_s
+        for frame in range(frames):
+            due = begin + frame * period_s
+            if due < clock():
+                dropped += 1
+                continue
+            clock.sleep(due - clock())
+            samples += self._runs(1)
+            responses.append(clock() - due)
+        return {"samples_s": samples, "responses_s": responses, "dropped": dropped}
 
     def _runs(self, count: int) -> list[float]:
         device, samples = self.device, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rankfold.devices.card import find
 from rankfold.errors import DeviceError, Inconclusive, InputError
 from rankfold.records import Bench
 from rankfold.runtime import diagnose
+from rankfold.runtime.load import missed, slowdown
 from rankfold.runtime.measure import Options, measure
 
 from .conftest import save_convolution
@@ -148,6 +150,50 @@ def test_a_half_width_of_one_model_is_refused(models):
         bench(models[:1], device(), half_width=0.01)
 
 
+# --- under load ----------------------------------------------------------------------------------------------
+
+
+def test_frames_that_come_too_fast_are_missed(models):
+    """At 750 Hz the dense model, 2 ms a run, answers every second frame, and late."""
+    dense, small = bench(models, device(), pairs=2, rate_hz=750.0).paced
+    assert missed(small) == (0, 7500)
+    late, frames = missed(dense)
+    assert frames == 7500
+    assert dense.dropped == pytest.approx(3750, abs=40)
+    assert late == frames
+    assert all(response >= sample - 1e-9 for response, sample in zip(small.responses_s, small.samples_s, strict=True))
+
+
+def test_a_board_that_heats_up_without_a_pause_is_seen(models):
+    """Half speed after 8 s; the temperatures are there to see it by."""
+    hot = device(
+        factor=lambda now_s: 1.0 if now_s < 15 else 2.0,
+        weather=lambda now_s: {"temperatures_c": {"cpu": 40 + now_s}},
+    )
+    said: list[str] = []
+    found = measure(
+        models,
+        hot,
+        find("host"),
+        Options(pairs=2, sustain_s=20.0),
+        lambda progress: said.append(f"{progress.what} {progress.left_s or 0:.0f}"),
+        clock=hot.clock,
+    )
+    first = found.sustained[0]
+    assert slowdown(first) == pytest.approx(2, rel=0.01)
+    heat = [moment.weather.temperatures_c["cpu"] for moment in first.moments]
+    assert heat == sorted(heat)
+    assert 12 <= len(first.moments) <= 21
+    assert slowdown(found.sustained[1]) == pytest.approx(1, rel=0.01)  # hot from the beginning
+    assert any(re.match(r"dense without a pause 1\d", line) for line in said)
+
+
+@pytest.mark.parametrize("options", [{"rate_hz": 0.0}, {"sustain_s": -1.0}, {"rate_hz": math.inf}])
+def test_loads_that_make_no_sense_are_refused(models, options):
+    with pytest.raises(InputError, match="makes no sense; give a positive number"):
+        bench(models, device(), **options)
+
+
 # --- every caution, from the device to the line --------------------------------------------------------------
 
 
@@ -173,6 +219,11 @@ CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
     "_steal": (device(block={"steal_s": 0.01}), {}, "the hypervisor took"),
     "_switches": (device(block={"involuntary_switches": 40}), {}, "timed runs were interrupted"),
     "_throttling": (device(weather=lambda _: {"throttled": "firmware 0x50005"}), {}, "the processor was throttled"),
+    "_hot": (
+        device(factor=lambda now_s: 1.0 if now_s < 20 else 1.3),
+        {"sustain_s": 30},
+        "s without a pause a run takes 30% longer",
+    ),
     "_frequency": (
         device(weather=lambda now_s: core(None, 1_500_000_000 if now_s < 2 else 1_200_000_000)),
         {},
@@ -191,6 +242,7 @@ CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
         {},
         "not all models run on the same providers",
     ),
+    "_unaccounted": (device(profiled=0.5), {"operators": True}, "its nodes add up to 45% of a profiled run"),
     "_short": (FakeDevice({"dense": 6e-5, "small": 3e-5}), {}, "small: a run takes 30 µs"),
     "_coarse_clock": (device(step_s=1e-4, noise=0.1), {}, "the clock advances in steps of 100 µs"),
     "_hypervisor": (device(facts={"hypervisor": True}), {}, "a virtual machine"),

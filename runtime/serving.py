@@ -1,0 +1,90 @@
+"""A model on its way to a board: read and checked here, loaded and warmed up there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx.numpy_helper import to_array
+
+from ..devices.transport import BoardProcess, Session, Transport, serve
+from ..errors import InputError, RankfoldError
+from ..files import sha256_of
+from . import costs
+from .turns import Options
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX file under the name that it is measured as."""
+
+    name: str
+    path: Path
+    sha256: str
+    costs: costs.Costs
+
+
+@dataclass(frozen=True)
+class Board:
+    """A way to start processes, and what all of them are told."""
+
+    transport: Transport
+    options: Options
+    cores: list[int]
+    clock: Clock
+
+    def serve(self, model: Model, process: BoardProcess) -> Session:
+        """Load `model` in `process` and warm it up."""
+        with naming(model.name):
+            return serve(process, self.request(model))
+
+    def request(self, model: Model) -> dict[str, Any]:
+        """What a process is told of a model."""
+        return {
+            "model": str(model.path.resolve()),
+            "threads": self.options.threads,
+            "provider": self.options.provider,
+            "session_config": dict(self.options.session_config),
+            "cores": self.cores,
+            "seed": self.options.seed,
+            "shapes": {name: list(shape) for name, shape in self.options.shapes.items()},
+            "inputs": None if self.options.inputs is None else str(self.options.inputs.resolve()),
+        }
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Say which model a board's error is about."""
+    try:
+        yield
+    except RankfoldError as error:
+        raise type(error)(f"{model}: {error}") from error
+
+
+def source(name: str, path: Path) -> Model:
+    """Read and check a model and count its costs; the graph itself is not kept."""
+    model = costs.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in costs.FLOATS and np.isnan(to_array(tensor)).any():
+            raise InputError(f"{path}: initialiser '{tensor.name}' contains NaN; train or export it again")
+    return Model(name, path, sha256=_sha256(path), costs=costs.count(model))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def check_unchanged(models: list[Model]) -> None:
+    """Every launch opened the file anew: it must be the one that was named."""
+    for model in models:
+        if _sha256(model.path) != model.sha256:
+            raise InputError(f"{model.path} changed while it was measured; measure again")
