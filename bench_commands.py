@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,37 +45,44 @@ def bench(
     rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
     sustain: Annotated[float | None, typer.Option(help="Then run each without a pause for so many seconds.")] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Then profile each: time by layer, operator.")] = False,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Once for each of threads=1,2, cores=0,0+1 or clusters, spinning=on,off.")
+    ] = None,
     gate: Annotated[str | None, typer.Option(help="Exit 1 unless this holds, e.g. compact <= 0.8 * dense")] = None,
     summary: SummaryOption = None,
 ) -> None:
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
     from .runtime import gate as gates
+    from .runtime.inputs import parse_shapes
     from .runtime.summary import bench_summary
-    from .stages import measure_models, named
-    from .terminal import print_bench
+    from .stages import measure_models, named, sweep_models
+    from .terminal import print_bench, print_sweep
 
     wanted = gates.parse(gate) if gate is not None else None
     if summary is not None:
         require_writable(summary)  # now, not after minutes of measuring
     if wanted is not None:
         gates.check_names(wanted, [name for name, _ in named(models)])
-    record = measure_models(
-        models,
-        output=output,
-        device=device,
-        threads=threads,
-        cores=None if cores is None else core_mask(cores),
-        provider=provider,
-        session_config=_keys_and_values(session_config or []),
-        pairs=pairs,
-        half_width=None if half_width is None else _share("--half-width", half_width),
-        seed=seed,
-        shapes=shape or (),
-        inputs=inputs,
-        rate_hz=rate,
-        sustain_s=sustain,
-        operators=operators,
-    )
+    asked: dict[str, Any] = {
+        "threads": threads,
+        "cores": None if cores is None else core_mask(cores),
+        "provider": provider,
+        "session_config": _keys_and_values(session_config or []),
+        "pairs": pairs,
+        "half_width": None if half_width is None else _share("--half-width", half_width),
+        "seed": seed,
+        "shapes": parse_shapes(shape or ()),
+        "inputs": inputs,
+        "rate_hz": rate,
+        "sustain_s": sustain,
+        "operators": operators,
+    }
+    if sweep:
+        if wanted is not None or summary is not None:
+            raise InputError("--gate and --summary judge one setting; leave out --sweep")
+        print_sweep(sweep_models(models, output=output, device=device, sweep=sweep, **asked))
+        return
+    record = measure_models(models, output=output, device=device, **asked)
     print_bench(record)
     print(output)
     _conclude(

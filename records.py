@@ -540,6 +540,7 @@ class Facts(Part):
     isa: list[str] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
     logical_cores: int
     affinity: list[int] = Field(description="cores this process may run on")
+    clusters: list[list[int]] = Field(default_factory=list, description="these, by speed, the slowest first")
     memory_bytes: int | None
     kernel: str
     os: str | None

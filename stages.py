@@ -11,16 +11,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError
 from .files import replacing_all, require_writable, sha256_of, write_bytes
-from .records import Bench, Compressed, Evaluation, Facts, ModelScore, Parity, Plan, Score, TrainRecord, Tuned, Weather
-from .terminal import bars, progress
+from .records import (
+    Bench,
+    Card,
+    Compressed,
+    Evaluation,
+    Facts,
+    ModelScore,
+    Parity,
+    Plan,
+    Score,
+    TrainRecord,
+    Tuned,
+    Weather,
+)
+from .terminal import Bar, bars, progress
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
     from .export.compress import Wish
+    from .runtime.turns import Options
     from .train.data import Dataset
     from .train.tune import Settings
 
@@ -98,56 +112,49 @@ def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, see
     ]
 
 
-def measure_models(
-    models: Sequence[Path],
-    *,
-    output: Path,
-    device: str = "host",
-    threads: int = 1,
-    cores: tuple[int, ...] | None = None,
-    provider: str = "cpu",
-    session_config: Mapping[str, str] | None = None,
-    pairs: int | None = None,
-    half_width: float | None = None,
-    seed: int = 0,
-    shapes: Sequence[str] = (),
-    inputs: Path | None = None,
-    rate_hz: float | None = None,
-    sustain_s: float | None = None,
-    operators: bool = False,
-) -> Bench:
-    """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`."""
-    from .devices import card
-    from .devices.local import LocalTransport
-    from .runtime.inputs import parse_shapes
-    from .runtime.measure import Options, Progress, measure
+def measure_models(models: Sequence[Path], *, output: Path, device: str = "host", **asked: Any) -> Bench:
+    """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`.
 
-    options = Options(
-        threads=threads,
-        cores=cores,
-        provider=provider,
-        session_config=session_config or {},
-        pairs=pairs,
-        half_width=half_width,
-        seed=seed,
-        shapes=parse_shapes(shapes),
-        inputs=inputs,
-        rate_hz=rate_hz,
-        sustain_s=sustain_s,
-        operators=operators,
-    )
-    found = card.find(device)
-    sources = named(models)
+    `asked` are fields of `runtime.turns.Options`.
+    """
+    from .devices import card
+    from .runtime.turns import Options
+
+    found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar:
-        bar = new_bar("bench")
-
-        def show(progress: Progress) -> None:
-            bar.show(progress.done, progress.total, progress.left_s, progress.what)
-
-        bench = measure(sources, LocalTransport(), found, options, show)
+        bench = _measured(sources, found, Options(**asked), new_bar("bench"))
     bench.write(output)
     return bench
+
+
+def sweep_models(
+    models: Sequence[Path], *, output: Path, sweep: Sequence[str], device: str = "host", **asked: Any
+) -> Iterator[tuple[str, Path, Bench]]:
+    """Measure under one setting after the other: `bench.json` → `bench.threads-1.json` and so on."""
+    from .devices import card
+    from .runtime.sweep import settings
+    from .runtime.turns import Options
+
+    found, sources = card.find(device), named(models)
+    require_writable(output)
+    planned = settings(sweep, Options(**asked), probe_device(device)[0])
+    with bars() as new_bar:
+        for name, options in planned:
+            path = output.with_name(f"{output.stem}.{name}{output.suffix}")
+            bench = _measured(sources, found, options, new_bar(name))
+            bench.write(path)
+            yield name, path, bench
+
+
+def _measured(sources: Sequence[tuple[str, Path]], found: Card, options: Options, bar: Bar) -> Bench:
+    from .devices.local import LocalTransport
+    from .runtime.measure import Progress, measure
+
+    def show(progress: Progress) -> None:
+        bar.show(progress.done, progress.total, progress.left_s, progress.what)
+
+    return measure(sources, LocalTransport(), found, options, show)
 
 
 def named(models: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -109,6 +110,20 @@ def print_bench(bench: Bench) -> None:
     _print_load(console, bench)
     for caution in bench.cautions:
         console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:
+    """Each setting as soon as it is measured: where its record is, p50 of the baseline, the others against it."""
+    from .runtime.stats import quantile
+
+    for name, path, bench in found:
+        baseline = bench.variants[0].name
+        samples = [s for pair in bench.pairs for b in pair.blocks if b.variant == baseline for s in b.samples_s]
+        middle = quantile(samples, 0.5)
+        parts = [f"{baseline} p50 {middle * 1e3:.3f} ms" if middle is not None else f"{baseline}: too few samples"]
+        parts += [f"{c.variant} {c.ratio:.3f}× ({c.low:.3f} to {c.high:.3f})" for c in bench.comparisons]
+        cautions = f"; {len(bench.cautions)} cautions" if bench.cautions else ""
+        print(_plain(f"{name}: {', '.join(parts)}{cautions}; {path}"), flush=True)
 
 
 def _print_load(console: Console, bench: Bench) -> None:

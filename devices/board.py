@@ -149,6 +149,18 @@ def weather(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def clusters(cores: list[int]) -> list[list[int]]:
+    """Cores by what they can do (big and LITTLE), the slowest first; all in one where the system does not say."""
+    folder = "/sys/devices/system/cpu/cpu"
+    groups: dict[float, list[int]] = {}
+    for core in cores:
+        capacity = read_number(f"{folder}{core}/cpu_capacity")
+        if capacity is None:
+            capacity = read_number(f"{folder}{core}/cpufreq/cpuinfo_max_freq") or 0.0
+        groups.setdefault(capacity, []).append(core)
+    return [groups[capacity] for capacity in sorted(groups)]
+
+
 def uses_nchwc(model: bytes) -> bool:
     """Whether the runtime rewrites convolutions into its blocked layout: look into the optimised model."""
     import onnxruntime as ort
@@ -176,6 +188,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "isa": sorted(ISA.intersection(flags)),
         "logical_cores": os.cpu_count() or 1,
         "affinity": affinity(),
+        "clusters": clusters(affinity()),
         "memory_bytes": kilobytes("/proc/meminfo", "MemTotal"),
         "kernel": platform.system() + " " + platform.release(),
         "os": fields("/etc/os-release").get("PRETTY_NAME"),

@@ -3,6 +3,10 @@
 measure.py   launch pairs of processes and interleave their blocks: raw samples, and all that was true then
 turns.py     options, and who is timed when and for how long
 stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
+serving.py   a model on its way to a board
+load.py      a model at a rate of frames, and without a pause
+operators.py where the time goes, by layer of the plan
+sweep.py     settings to measure one after the other
 diagnose.py  cautions: what looks wrong in a measurement, each with a remedy
 gate.py      judge a claim such as "compact <= 0.8 * dense" by the whole interval
 baseline.py  an old bench against a new one: has a model become slower since?

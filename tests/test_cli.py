@@ -66,6 +66,10 @@ BAD = [
     ("bench run --cores 1-", 2, "--cores '1-': expected core numbers such as 0,2-3"),
     ("bench run --cores 3-2", 2, "--cores '3-2': expected core numbers"),
     ("bench run --cores 9999", 2, r"cores \[9999\] are not available, only"),
+    ("bench run --sweep speed=2", 2, "--sweep 'speed=2': expected threads=1,2"),
+    ("bench run --sweep threads=1 --gate 'compact <= dense'", 2, "--gate and --summary judge one setting"),
+    ("bench run --rate 0", 2, "a rate of 0 makes no sense"),
+    ("bench run --sustain -3", 2, "a time to sustain of -3 makes no sense"),
     ("compare missing.json run/bench.json", 2, "missing.json"),
     ("compare run/bench.json words.json", 2, "words.json: expected JSON"),
     ("compare run/bench.json run/bench.json --gate 0", 2, "'--gate'"),
@@ -282,6 +286,24 @@ def test_compare_judges_two_benches_and_leaves_a_summary(finished, tmp_path, cal
     page = summary.read_text()
     assert page.startswith("before\n### rankfold: gate ")
     assert "| compact | 1.000" in page
+
+
+def test_a_sweep_leaves_a_record_a_setting_and_loads_and_operators_in_it(finished, tmp_path, call, monkeypatch):
+    monkeypatch.setattr("rankfold.runtime.load.PACED_S", 0.1)
+    options = "--pairs 2 --rate 200 --sustain 0.1 --operators --sweep spinning=on,off"
+    found, out, err = call(f"bench {finished.run} -o {tmp_path / 'b.json'} {options}")
+    assert found == 0, err
+    names = [f"b.spinning-{state}.json" for state in ("on", "off")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name, line in zip(names, out.splitlines(), strict=True):
+        assert line.startswith(name.split(".")[1])
+        assert name in line
+        record = Bench.read(tmp_path / name)
+        assert [one.variant for one in record.paced] == ["dense", "compact"]
+        assert [len(one.responses_s) + one.dropped for one in record.paced] == [20, 20]
+        assert all(one.moments for one in record.sustained)
+        assert all(one.nodes for one in record.operators)
+    assert Bench.read(tmp_path / names[1]).context.session_config == {"session.intra_op.allow_spinning": "0"}
 
 
 def commands(group=None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
