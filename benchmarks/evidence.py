@@ -34,6 +34,7 @@ from ..errors import InputError, RankfoldError, complaint
 from ..files import write_text
 from ..records import EvidenceRow
 from ..runtime.measure import Options, measure
+from ..runtime.stats import pairs_wanted
 from ..terminal import bars, duration
 from .folding import Layers
 from .rows import read
@@ -42,7 +43,7 @@ from .transports import Bare, Impatient, Replayed
 RESULTS = Path("docs/results/evidence.jsonl")
 HARNESS = "1"  # raise it when what is measured, or how, changes: older rows then no longer count
 EXTRA = (8, 16, 24, 32, 48)  # channels of the extra layer among which the one nearest to 1 % is chosen
-TRUTH_S = 600.0
+TRUTH_PAIRS = 450  # some ten minutes
 NOT_OF_THE_SAMPLES = ("a virtual machine", "the machine was busy before")  # true here whatever was measured
 
 
@@ -76,25 +77,14 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("same", "a file and its copy", 300),
+        Scenario("truth", "1 % more work, ten minutes long: the true ratio", 1, extra_work=True, pairs=TRUTH_PAIRS),
         Scenario("extra", "a file and one with 1 % more work", 100, extra_work=True),
         Scenario("same-contended", "a copy; a competitor on the same core", 300, beside=competitor),
         Scenario("same-replayed", "a copy; slowed 1.57-fold now and then", 300, transport=Replayed),
         Scenario("same-two-threads", "a copy, two threads", 100, threads=2),
         Scenario("bare-loop", "a plain loop of session.run against the harness", 20, transport=lambda _: Bare()),
-        Scenario(
-            "bare-loop-two-threads",
-            "the same at two threads",
-            20,
-            threads=2,
-            transport=lambda _: Bare(),
-        ),
-        Scenario(
-            "no-wait-two-threads",
-            "a copy, two threads, turns begin while the other's pool still spins",
-            20,
-            threads=2,
-            transport=lambda _: Impatient(),
-        ),
+        Scenario("bare-loop-two-threads", "the same", 20, threads=2, transport=lambda _: Bare()),
+        Scenario("no-wait-two-threads", "a copy; no waiting for pools", 20, threads=2, transport=lambda _: Impatient()),
     )
 }
 
@@ -147,23 +137,23 @@ def chosen_extra() -> int:
 # --- rows ----------------------------------------------------------------------------------------------------
 
 
-def config_hash(scenario: Scenario, extra: int, pairs: int | None) -> str:
+def config_hash(scenario: Scenario, extra: int) -> str:
     """Twelve hex digits over what is measured and how."""
-    facts = [HARNESS, scenario.name, scenario.threads, pairs, extra]
+    facts = [HARNESS, scenario.name, scenario.threads, scenario.pairs, extra]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def compared(scenario: Scenario, seed: int, extra: int, pairs: int | None) -> EvidenceRow:
+def compared(scenario: Scenario, seed: int, extra: int) -> EvidenceRow:
     """Measure once."""
     began = time.monotonic()
-    options = Options(threads=scenario.threads, pairs=pairs, seed=seed * 1000)
+    options = Options(threads=scenario.threads, pairs=scenario.pairs, seed=seed * 1000)
     with tempfile.TemporaryDirectory() as folder, scenario.beside():
         bench = measure(written(Path(folder), extra), scenario.transport(seed), card.find("host"), options)
     found, facts = bench.comparisons[0], bench.context.facts
     return EvidenceRow(
         scenario=scenario.name,
         seed=seed,
-        config_hash=config_hash(scenario, extra, pairs),
+        config_hash=config_hash(scenario, extra),
         machine=f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}",
         threads=scenario.threads,
         pairs=found.pairs,
@@ -185,15 +175,15 @@ class Evidence:
         here = _machine()
         self.mine = [row for row in self.rows if row.machine == here]
 
-    def missing(self, scenario: Scenario, pairs: int | None = None, count: int | None = None) -> list[int]:
+    def missing(self, scenario: Scenario) -> list[int]:
         """Seeds that have no row yet."""
-        hashed = config_hash(scenario, self._extra_of(scenario), pairs)
+        hashed = config_hash(scenario, self._extra_of(scenario))
         known = {row.seed for row in self.mine if row.config_hash == hashed}
-        return [seed for seed in range(count or scenario.count) if seed not in known]
+        return [seed for seed in range(scenario.count) if seed not in known]
 
-    def measure(self, scenario: Scenario, seed: int, pairs: int | None = None) -> EvidenceRow:
+    def measure(self, scenario: Scenario, seed: int) -> EvidenceRow:
         """One more row, written at once."""
-        row = compared(scenario, seed, self._extra_of(scenario), pairs)
+        row = compared(scenario, seed, self._extra_of(scenario))
         self.rows.append(row)
         self.mine.append(row)
         write_text(self.results, "".join(one.model_dump_json() + "\n" for one in self.rows))
@@ -206,8 +196,9 @@ class Evidence:
     def _extra(self) -> int:
         """The extra work that earlier rows had, else what comes nearest to 1 % now."""
         hashes = {row.config_hash for row in self.mine}
-        scenario = SCENARIOS["extra"]
-        return next((e for e in EXTRA if config_hash(scenario, e, None) in hashes), 0) or chosen_extra()
+        scenarios = [scenario for scenario in SCENARIOS.values() if scenario.extra_work]
+        known = (extra for extra in EXTRA for scenario in scenarios if config_hash(scenario, extra) in hashes)
+        return next(known, 0) or chosen_extra()
 
 
 def _machine() -> str:
@@ -236,7 +227,9 @@ def run(evidence: Evidence, names: Sequence[str], minutes: float | None) -> None
 
 
 def _expected(took: dict[str, list[float]], scenario: Scenario) -> float:
-    return median(took[scenario.name]) if took[scenario.name] else 12.0 if scenario.threads == 1 else 60.0
+    if took[scenario.name]:
+        return median(took[scenario.name])
+    return (1.5 if scenario.threads == 1 else 2.5) * (scenario.pairs or pairs_wanted(scenario.threads))
 
 
 # --- what the rows say ---------------------------------------------------------------------------------------

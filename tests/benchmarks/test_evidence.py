@@ -31,7 +31,7 @@ def row(seed: int, low: float, high: float, **changes: Any) -> EvidenceRow:
     return EvidenceRow(
         scenario="same",
         seed=seed,
-        config_hash=evidence.config_hash(evidence.SCENARIOS["same"], 0, None),
+        config_hash=evidence.config_hash(evidence.SCENARIOS["same"], 0),
         machine="here",
         threads=1,
         pairs=8,
@@ -47,7 +47,7 @@ def row(seed: int, low: float, high: float, **changes: Any) -> EvidenceRow:
 
 def test_what_is_there_is_not_measured_again_and_each_row_is_written_at_once(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "_machine", lambda: "here")
-    monkeypatch.setattr(evidence, "compared", lambda scenario, seed, extra, pairs: row(seed, 0.99, 1.01))
+    monkeypatch.setattr(evidence, "compared", lambda scenario, seed, extra: row(seed, 0.99, 1.01))
     results = tmp_path / "evidence.jsonl"
     known = [row(seed, 0.99, 1.01) for seed in range(300) if seed not in (3, 7)]
     elsewhere = row(3, 0.9, 1.1, machine="elsewhere")
@@ -73,7 +73,7 @@ def test_an_unknown_scenario_is_one_line(tmp_path: Path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         evidence.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("rankfold: unknown scenario 'sane'; known are same, extra")
+    assert capsys.readouterr().err.startswith("rankfold: unknown scenario 'sane'; known are same, truth, extra")
 
 
 def test_the_extra_work_is_about_one_per_cent_of_the_convolutions():
