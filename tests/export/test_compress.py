@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import pytest
 
 from rankfold.export.compress import Job, Wish
+from rankfold.export.parity import run
 from rankfold.records import Compressed, Plan
 from rankfold.runtime.costs import count
 
@@ -24,3 +27,27 @@ def test_unequal_ranks_by_hand_are_carried_out_and_counted(tmp_path):
     assert decided.macs is not None
     assert dense is not None
     assert count(tmp_path / model).macs == dense - 24 * 16 * 9 * 64 + decided.macs
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_layers_that_share_a_weight_are_each_replaced(tmp_path, with_data):
+    """Siamese branches: one kernel, two convolutions that see other inputs."""
+    net = Net(channels=8, spatial=(10, 10))
+    kernel = net.weight("shared", net.generator.normal(size=(16, 8, 3, 3)))
+    one = net.op("Conv", "input", kernel, channels=16, name="a", pads=[1, 1, 1, 1])
+    two = net.op("Conv", net.op("Abs", "input"), kernel, channels=16, name="b", pads=[1, 1, 1, 1])
+    x = net.block(net.op("Relu", net.op("Add", one, two)), "last", 16)
+    onnx.save(net.model(net.head(x)), tmp_path / "net.onnx")
+    data = np.random.default_rng(0).normal(size=(64, 8, 10, 10)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", input=data)
+    ranks = {one: ("channel", 16), two: ("spatial", 24)}  # full: the layers are reproduced
+    layers = {
+        name: {"form": form, "ranks": [rank], "reason": "by hand", "macs": 1} for name, (form, rank) in ranks.items()
+    }
+    wish = Wish(plan=Plan.model_validate({"format": 1, "tile": 1, "layers": layers}))
+    job = Job(wish, data=tmp_path / "data.npz" if with_data else None)
+    *_, model = job.into(tmp_path, tmp_path / "net.onnx", "small.onnx")
+    names = {node.name for node in onnx.load(tmp_path / model).graph.node}
+    assert {f"{name}_{part}" for name in ranks for part in "vu"} <= names
+    wanted, found = (run((tmp_path / name).read_bytes(), {"input": data})[0] for name in ("net.onnx", model))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
