@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def _bench_words(path: Path, bench: Bench) -> list[str]:
         first = bench.pairs[0]
         count = sum((pair.baseline, pair.variant) == (first.baseline, first.variant) for pair in bench.pairs)
         words += ["--pairs", str(count), "--seed", str(first.seed)]
+    words += ["--rate", f"{bench.paced[0].rate_hz:g}"] if bench.paced else []
+    words += ["--sustain", str(math.ceil(bench.sustained[0].moments[-1].at_s))] if bench.sustained else []
+    words += ["--operators"] if bench.operators else []
     return [*words, "-o", path.name]
 
 

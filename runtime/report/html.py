@@ -11,6 +11,7 @@ from .answer import answer
 from .assemble import Report
 from .context import context_rows
 from .curves import training_figures
+from .load_tables import load_tables
 from .plots import figures
 from .tables import (
     files_table,
@@ -43,6 +44,7 @@ def html_text(report: Report) -> str:
         variants=variants_table(report),
         figures=figures(report),
         realised=realised_table(report),
+        loads=load_tables(report),
         plans=_plans(report),
         parity=parity_table(report),
         training=training_table(report),

@@ -7,6 +7,7 @@ import re
 from .answer import Fact, answer
 from .assemble import Report
 from .context import context_rows
+from .load_tables import load_tables
 from .tables import (
     Cell,
     Table,
@@ -33,6 +34,7 @@ def markdown_text(report: Report) -> str:
     top = answer(report)
     planned = sorted((row for row in report.rows if row.side.plan), key=lambda row: row.role != "headline")
     plans = [table for row in planned for table in (layers_table(row), groups_table(row))]
+    loads = load_tables(report)
     sections = [
         f"# {escape(top.title)}",
         f"**{escape(top.number)}** {escape(top.unit)} · **{escape(top.verdict.word)}**: "
@@ -41,6 +43,8 @@ def markdown_text(report: Report) -> str:
         *map(escape, top.sentences),
         _section("Variants", variants_table(report)),
         _section("MAC reduction against measured speed-up", realised_table(report)),
+        "## Under load, and where the time goes" if loads else "",
+        *(_section(table.caption, table, "###") for table in loads),
         "## Plan" if any(plans) else "",
         *(_section(table.caption, table, "###") for table in plans if table),
         _section("Parity", parity_table(report)),

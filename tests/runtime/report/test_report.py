@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rankfold.errors import InputError
-from rankfold.records import Evaluation, Parity
+from rankfold.records import Bench, Evaluation, Moment, OperatorTable, OperatorTime, Paced, Parity, Sustained
 from rankfold.runtime.report import write_report
 
 from . import samples
@@ -46,6 +46,28 @@ def test_the_answer_comes_first(comparison: Path) -> None:
     found = [words.find(word) for word in order]
     assert found == sorted(found)
     assert found[0] >= 0
+
+
+def test_what_was_asked_for_beside_the_pairs_is_on_the_page(comparison: Path) -> None:
+    path = comparison / "bench.json"
+    bench = Bench.read(path)
+    weather = bench.context.weather_before.model_copy(update={"temperatures_c": {"cpu": 71.4}})
+    moments = [Moment(at_s=float(at_s), run_s=1e-3 * (1 + at_s / 20), weather=weather) for at_s in range(20)]
+    node = OperatorTime(name="n", op="Conv<b>", provider="cpu", layer="conv|1", samples_s=[1e-4, 1e-4])
+    more = {
+        "paced": [Paced(variant="compact", rate_hz=30, samples_s=[1e-3], responses_s=[0.05], dropped=2)],
+        "sustained": [Sustained(variant="compact", moments=moments)],
+        "operators": [OperatorTable(variant="compact", runs_s=[2e-4, 2e-4], nodes=[node])],
+    }
+    bench.model_copy(update=more).write(path)
+    words = text(write_report(comparison))
+    assert "Under load, and where the time goes" in words
+    assert re.search(r"compact 30 3 3 2 50\.0 ms", words), words
+    assert re.search(r"compact 19 1\.\d\d\d 71", words)
+    assert "Conv&lt;b&gt; 100.0 100.0" in words
+    assert "all nodes 50.0% of a profiled run" in words
+    assert "--rate 30 --sustain 19 --operators" in words
+    assert "conv\\|1" in (comparison / "report.md").read_text()
 
 
 def test_run_folder_gives_plan_and_training_to_compact(tmp_path: Path) -> None:
