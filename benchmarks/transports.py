@@ -12,7 +12,7 @@ from typing import Any, Self
 from ..devices.local import BOARD, LocalProcess, LocalTransport
 
 SLOW = 1.57  # as whole stretches were seen to be on a shared machine
-FAST_S, SLOW_S = 4.0, 2.5  # mean time in each state
+FAST_S, SLOW_S = 1.5, 1.0  # mean time in each state: a comparison of some ten seconds sees both
 _IMPATIENT = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("board", sys.argv[1])

@@ -96,7 +96,7 @@ def test_the_replayed_machine_has_two_speeds_and_changes_between_them():
     assert set(levels) == {1.0, SLOW}
     assert 0.2 < levels.count(SLOW) / len(levels) < 0.6
     changes = sum(a != b for a, b in itertools.pairwise(levels))
-    assert 20 < changes < 120
+    assert 80 < changes < 250
 
 
 class Watching(LocalTransport):
