@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import onnx_commands
-from .errors import InputError, RankfoldError
+from .errors import Inconclusive, InputError, RankfoldError
 from .files import require_writable
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ BENCH_EXAMPLES = (
 )
 COMPARE_EXAMPLES = "Example:  [bold]rankfold compare main.json bench.json --gate 1.02 --summary gate.md[/]"
 
+_MOST_CORES = 1 << 16
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
 SummaryOption = Annotated[
     Path | None, typer.Option(help="Append the verdict and a table in Markdown, e.g. $GITHUB_STEP_SUMMARY.")
@@ -54,6 +55,7 @@ def bench(
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
     from .runtime import gate as gates
     from .runtime.inputs import parse_shapes
+    from .runtime.report.markdown import escape
     from .runtime.summary import bench_summary
     from .stages import measure_models, named, sweep_models
     from .terminal import print_bench, print_sweep
@@ -82,7 +84,11 @@ def bench(
             raise InputError("--gate and --summary judge one setting; leave out --sweep")
         print_sweep(sweep_models(models, output=output, device=device, sweep=sweep, **asked))
         return
-    record = measure_models(models, output=output, device=device, **asked)
+    try:
+        record = measure_models(models, output=output, device=device, **asked)
+    except Inconclusive as error:  # the half-width cannot be had
+        _append(summary, f"### rankfold: {escape(str(error))}\n")
+        raise
     print_bench(record)
     print(output)
     _conclude(
@@ -126,18 +132,24 @@ def _bench_at(kind: type[Bench], path: Path) -> Bench:
 
 def _conclude(judge: Callable[[], str] | None, page: Callable[[str | None], str], summary: Path | None) -> None:
     """Print the verdict; the summary is written whatever the verdict, which then decides the exit code."""
+    from .terminal import plain
+
     verdict, refusal = None, None
     try:
         verdict = judge() if judge is not None else None
     except RankfoldError as error:
         verdict, refusal = str(error), error
-    if summary is not None:
-        with summary.open("a", encoding="utf-8") as file:
-            file.write(page(verdict))
+    _append(summary, page(verdict))
     if refusal is not None:
         raise refusal
     if verdict is not None:
-        print(verdict)
+        print(plain(verdict))
+
+
+def _append(summary: Path | None, text: str) -> None:
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
@@ -148,7 +160,8 @@ def core_mask(text: str) -> tuple[int, ...]:
     cores: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        known = first.isdecimal() and (not dash or last.isdecimal())
+        if not known or not int(first) <= int(last or first) < _MOST_CORES:
             raise InputError(f"--cores {text!r}: expected core numbers such as 0,2-3")
         cores += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(cores))

@@ -16,6 +16,7 @@ from .errors import InputError
 from .files import write_text
 
 FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
+Positive = Annotated[float, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _MAX_RECORD_BYTES = 1 << 30
 
@@ -598,7 +599,7 @@ class Block(Part):
 
     variant: str
     start_s: float
-    samples_s: list[float]
+    samples_s: list[Positive] = Field(min_length=1)
     cpu_s: float | None
     steal_s: float | None
     involuntary_switches: int | None
@@ -677,9 +678,9 @@ class Paced(Part):
     """
 
     variant: str
-    rate_hz: float
-    samples_s: list[float]
-    responses_s: list[float]
+    rate_hz: Positive
+    samples_s: list[Positive]
+    responses_s: list[Positive]
     dropped: int
 
 
@@ -687,7 +688,7 @@ class Moment(Part):
     """A block of a sustained run: seconds since its beginning, its undisturbed run, and the weather at its end."""
 
     at_s: float
-    run_s: float
+    run_s: Positive
     weather: Weather
 
 
@@ -695,7 +696,7 @@ class Sustained(Part):
     """A model that runs without a pause."""
 
     variant: str
-    moments: list[Moment]
+    moments: list[Moment] = Field(min_length=1)
 
 
 class OperatorTime(Part):
@@ -712,7 +713,7 @@ class OperatorTable(Part):
     """Where a model's time goes, by the runtime's own profile; `runs_s` are the whole runs."""
 
     variant: str
-    runs_s: list[float]
+    runs_s: list[Positive] = Field(min_length=1)
     nodes: list[OperatorTime]
 
 
@@ -732,7 +733,7 @@ class Bench(Record):
 
     history: ClassVar[str] = "1: first version"
     context: Context
-    variants: list[Variant]
+    variants: list[Variant] = Field(min_length=1)
     pairs: list[Pair]
     comparisons: list[Comparison]
     cautions: list[Caution]

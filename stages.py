@@ -123,9 +123,7 @@ def measure_models(models: Sequence[Path], *, output: Path, device: str = "host"
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar:
-        bench = _measured(sources, found, Options(**asked), new_bar("bench"))
-    bench.write(output)
-    return bench
+        return _measured(sources, found, Options(**asked), new_bar, "bench", output)
 
 
 def sweep_models(
@@ -142,19 +140,31 @@ def sweep_models(
     with bars() as new_bar:
         for name, options in planned:
             path = output.with_name(f"{output.stem}.{name}{output.suffix}")
-            bench = _measured(sources, found, options, new_bar(name))
-            bench.write(path)
-            yield name, path, bench
+            yield name, path, _measured(sources, found, options, new_bar, name, path)
 
 
-def _measured(sources: Sequence[tuple[str, Path]], found: Card, options: Options, bar: Bar) -> Bench:
+def _measured(
+    sources: Sequence[tuple[str, Path]],
+    found: Card,
+    options: Options,
+    new_bar: Callable[[str], Bar],
+    name: str,
+    path: Path,
+) -> Bench:
+    """The record is written when the pairs are done, and again with what was asked for beside them."""
     from .devices.local import LocalTransport
-    from .runtime.measure import Progress, measure
+    from .runtime.measure import Progress, measure, under_load
 
-    def show(progress: Progress) -> None:
-        bar.show(progress.done, progress.total, progress.left_s, progress.what)
+    def shown(what: str) -> Callable[[Progress], None]:
+        bar = new_bar(what)
+        return lambda now: bar.show(now.done, now.total, now.left_s, now.what)
 
-    return measure(sources, LocalTransport(), found, options, show)
+    bench = measure(sources, LocalTransport(), found, options, shown(name))
+    bench.write(path)
+    loaded = under_load(bench, sources, LocalTransport(), options, shown(f"{name}, under load"))
+    if loaded is not bench:
+        loaded.write(path)
+    return loaded
 
 
 def named(models: Sequence[Path]) -> list[tuple[str, Path]]:

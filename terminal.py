@@ -24,13 +24,13 @@ class Bar:
 
     def __init__(self, name: str, progress: Progress) -> None:
         self._name, self._progress = name, progress
-        self._task = progress.add_task("", total=None, name=_plain(name), left="", text="")
+        self._task = progress.add_task("", total=None, name=plain(name), left="", text="")
         self._printed = time.monotonic()
 
     def show(self, done: int, total: int, left_s: float | None, text: str) -> None:
         """Advance to `done` of `total`."""
         left = "" if left_s is None else f"{duration(left_s)} left"
-        self._progress.update(self._task, completed=done, total=total, left=left, text=_plain(text))
+        self._progress.update(self._task, completed=done, total=total, left=left, text=plain(text))
         if not self._progress.console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
             self._progress.console.print(Text(f"{self._name}: {done}/{total} {text} {left}"), soft_wrap=True)
@@ -39,7 +39,7 @@ class Bar:
 @contextmanager
 def bars() -> Iterator[Callable[[str], Bar]]:
     """A function that makes named progress bars; all disappear at the end."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     columns = (
         TextColumn("{task.fields[name]}", markup=False),
         BarColumn(bar_width=24),
@@ -81,11 +81,11 @@ def print_plan(plan: Plan) -> None:
     for name, layer in plan.layers.items():
         ranks = "×".join(map(str, layer.ranks))
         macs = "" if layer.macs is None else f"{_millions(layer.macs_dense)} → {_millions(layer.macs)}"
-        table.add_row(_plain(name), layer.form, ranks, macs, _plain(layer.reason))
+        table.add_row(plain(name), layer.form, ranks, macs, plain(layer.reason))
     for name, group in plan.groups.items():
         width = f"{len(group.kept)} of {group.channels}"
-        table.add_row(_plain(name), "channels", width, "", _plain(group.reason))
-    Console(soft_wrap=False).print(table)
+        table.add_row(plain(name), "channels", width, "", plain(group.reason))
+    Console(markup=False, emoji=False).print(table)
 
 
 def print_frontier(points: Sequence[FrontierPoint]) -> None:
@@ -93,7 +93,7 @@ def print_frontier(points: Sequence[FrontierPoint]) -> None:
     table = Table("kept", "MACs or weights", "factorised layers", "predicted damage", box=None, pad_edge=False)
     for point in points:
         table.add_row(f"{point.share:.0%}", _millions(point.cost), str(point.layers), f"{point.damage:.4g}")
-    Console(soft_wrap=False).print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def print_bench(bench: Bench) -> None:
@@ -104,8 +104,8 @@ def print_bench(bench: Bench) -> None:
     for variant in bench.variants:
         ratio = found.get(variant.name)
         text = "1 (baseline)" if ratio is None else f"{ratio.ratio:.3f}×  ({ratio.low:.3f} to {ratio.high:.3f})"
-        table.add_row(_plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
-    console = Console()
+        table.add_row(plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
+    console = Console(markup=False, emoji=False)
     console.print(table)
     _print_load(console, bench)
     for caution in bench.cautions:
@@ -123,7 +123,7 @@ def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:
         parts = [f"{baseline} p50 {middle * 1e3:.3f} ms" if middle is not None else f"{baseline}: too few samples"]
         parts += [f"{c.variant} {c.ratio:.3f}× ({c.low:.3f} to {c.high:.3f})" for c in bench.comparisons]
         cautions = f"; {len(bench.cautions)} cautions" if bench.cautions else ""
-        print(_plain(f"{name}: {', '.join(parts)}{cautions}; {path}"), flush=True)
+        print(plain(f"{name}: {', '.join(parts)}{cautions}; {path}"), flush=True)
 
 
 def _print_load(console: Console, bench: Bench) -> None:
@@ -133,66 +133,67 @@ def _print_load(console: Console, bench: Bench) -> None:
     for paced in bench.paced:
         late, frames = load.missed(paced)
         text = f"{late} of {frames} frames missed their deadline ({paced.dropped} were dropped)"
-        console.print(Text(f"{_plain(paced.variant)} at {paced.rate_hz:g} Hz: {text}"))
+        console.print(Text(f"{plain(paced.variant)} at {paced.rate_hz:g} Hz: {text}"))
     for sustained in bench.sustained:
-        text = f"a run takes {load.slowdown(sustained):.3f} of its first time at the end"
-        console.print(Text(f"{_plain(sustained.variant)} without a pause: {text}"))
+        slower = load.slowdown(sustained)
+        text = "too short to tell" if slower is None else f"a run takes {slower:.3f} of its first time at the end"
+        console.print(Text(f"{plain(sustained.variant)} without a pause: {text}"))
     for profiled in bench.operators:
         shares = operators.by_layer(profiled)
-        table = Table(f"{_plain(profiled.variant)}: layer", "µs", "share", box=None, pad_edge=False)
+        table = Table(f"{plain(profiled.variant)}: layer", "µs", "share", box=None, pad_edge=False)
         for share in shares[:OPERATOR_ROWS]:
-            table.add_row(_plain(share.name), f"{share.seconds * 1e6:.1f}", f"{share.share:.1%}")
+            table.add_row(plain(share.name), f"{share.seconds * 1e6:.1f}", f"{share.share:.1%}")
         console.print(table)
         kinds = ", ".join(f"{share.name} {share.share:.0%}" for share in operators.by_operator(profiled)[:6])
         ran = ", ".join(f"{share.name} {share.share:.0%} of the time" for share in operators.by_provider(profiled))
         rest = f"{len(shares) - OPERATOR_ROWS} more rows; " if len(shares) > OPERATOR_ROWS else ""
         console.print(
             Text(
-                f"{rest}by operator: {_plain(kinds)}; reorders and transposes {operators.layout_share(profiled):.1%}; "
-                f"{_plain(ran)}; the nodes add up to {operators.accounted(profiled):.1%} of a profiled run"
+                f"{rest}by operator: {plain(kinds)}; reorders and transposes {operators.layout_share(profiled):.1%}; "
+                f"{plain(ran)}; the nodes add up to {operators.accounted(profiled):.1%} of a profiled run"
             )
         )
 
 
 def print_changes(changes: Changes) -> None:
     """Each model now against itself then."""
-    base = _plain(changes.baseline)
+    base = plain(changes.baseline)
     table = Table("model", "time now / then (95 %)", f"speed-up over {base} then", "now", box=None, pad_edge=False)
     for change in changes.changes:
         time_now = f"{change.time:.3f}  ({change.low:.3f} to {change.high:.3f})"
-        name = _plain(change.variant) + (" (the same file)" if change.same_file else "")
+        name = plain(change.variant) + (" (the same file)" if change.same_file else "")
         table.add_row(name, time_now, f"{change.then:.3f}×", f"{change.now:.3f}×")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     for when, names in (("then", changes.only_then), ("now", changes.only_now)):
         if names:
-            console.print(Text(f"only {when}: {_plain(', '.join(names))}"))
+            console.print(Text(f"only {when}: {plain(', '.join(names))}"))
 
 
 def print_model(found: Mapping[str, Any]) -> None:
     """What `describe` found in an ONNX file."""
-    console = Console(soft_wrap=False)
+    console = Console(markup=False, emoji=False)
     for what in ("inputs", "outputs"):
-        console.print(Text(f"{what}: " + ", ".join(f"{_plain(name)} {kind}" for name, kind in found[what].items())))
+        console.print(Text(f"{what}: " + ", ".join(f"{plain(name)} {kind}" for name, kind in found[what].items())))
     operators = ", ".join(f"{count} {name}" for name, count in found["nodes"].items())
-    console.print(Text(f"opset {found['opset']}, IR version {found['ir_version']}; {_plain(operators)}"))
+    console.print(Text(f"opset {found['opset']}, IR version {found['ir_version']}; {plain(operators)}"))
     console.print(Text(f"{_millions(found['macs'])} MACs for one input, {found['parameters']:,} parameters"))
     table = Table("layer", "operator", "weight", "MACs", "parameters", "rank", "90 % of Σσ²", box=None, pad_edge=False)
     for layer in found["layers"]:
         shape, spectrum = "×".join(map(str, layer["shape"])), layer["spectrum"]
         ranks = ("", "") if spectrum is None else ("{rank}/{full_rank}".format(**spectrum), str(spectrum["rank_90"]))
         row = (layer["operator"], shape, _millions(layer["macs"]), f"{layer['parameters']:,}", *ranks)
-        table.add_row(_plain(layer["name"]), *row)
+        table.add_row(plain(layer["name"]), *row)
     console.print(table)
     channels = Table("coupled layers", "channels", "after folding", "reason", box=None, pad_edge=False)
     for group in found["groups"].values():
-        members = _plain(", ".join(group["members"]))
-        channels.add_row(members, str(group["channels"]), str(len(group["kept"])), _plain(group["reason"]))
+        members = plain(", ".join(group["members"]))
+        channels.add_row(members, str(group["channels"]), str(len(group["kept"])), plain(group["reason"]))
     console.print(channels)
     if found["denormals"]:
         console.print(Text(f"{found['denormals']:,} denormal weights slow the CPU down; `rankfold fold` flushes them"))
     for miss in found["misses"]:
-        console.print(Text(f"{_plain(miss['node'])} ({_plain(miss['operator'])}): {miss['why']}"))
+        console.print(Text(f"{plain(miss['node'])} ({plain(miss['operator'])}): {miss['why']}"))
 
 
 def duration(seconds: float) -> str:
@@ -205,6 +206,6 @@ def _millions(macs: int | None) -> str:
     return "unknown" if macs is None else f"{macs / 1e6:.2f} M"
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> str:
     """Names from models may hold terminal control characters: they are shown, not obeyed."""
     return "".join(character if character.isprintable() else "�" for character in text)

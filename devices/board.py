@@ -451,8 +451,8 @@ class Server:
         if self.threads > 1:
             wait_until_quiet()
 
-    def block(self, runs: int, dropped: int) -> dict[str, Any]:
-        """Time `runs` inferences after `dropped` that are not counted."""
+    def block(self, runs: int, dropped: int, rest: bool = True) -> dict[str, Any]:
+        """Time `runs` inferences after `dropped` that are not counted; with `rest` end when all threads sleep."""
         import resource
 
         run_timed(self.session, self.feed, dropped)
@@ -466,7 +466,8 @@ class Server:
             "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
             "steal_s": None if stolen is None else max(0.0, (steal_s(self.cores) or 0.0) - stolen),
         }
-        self.rest()
+        if rest:
+            self.rest()
         return answer
 
     def paced(self, rate_hz: float, frames: int) -> dict[str, Any]:
@@ -512,7 +513,7 @@ def main() -> None:
                 server = Server(request)
                 answer = server.facts
             elif request["command"] == "block" and server is not None:
-                answer = server.block(request["runs"], request["dropped"])
+                answer = server.block(request["runs"], request["dropped"], request["rest"])
             elif request["command"] == "paced" and server is not None:
                 answer = server.paced(request["rate_hz"], request["frames"])
             else:

@@ -109,9 +109,10 @@ def serve(process: BoardProcess, request: dict[str, Any]) -> Session:
     return checked(Session, process.ask({"command": "serve", **request}, LOAD_LIMIT_S))
 
 
-def time_block(process: BoardProcess, runs: int, dropped: int, limit_s: float) -> Samples:
-    """Time `runs` inferences after `dropped` uncounted ones."""
-    block = checked(Samples, process.ask({"command": "block", "runs": runs, "dropped": dropped}, limit_s))
+def time_block(process: BoardProcess, runs: int, dropped: int, limit_s: float, *, rest: bool = True) -> Samples:
+    """Time `runs` inferences after `dropped` uncounted ones; with `rest` the answer comes when its threads sleep."""
+    request = {"command": "block", "runs": runs, "dropped": dropped, "rest": rest}
+    block = checked(Samples, process.ask(request, limit_s))
     if len(block.samples_s) != runs:
         raise DeviceError(f"the board answered {len(block.samples_s)} samples to a block of {runs}; run again")
     return block

@@ -109,7 +109,11 @@ def _short(value: Any) -> str:
 
 def _logs(bench: Bench, variant: str) -> list[float]:
     baseline = bench.variants[0].name
-    return [pair_log_ratio(pair) for pair in bench.pairs if (pair.baseline, pair.variant) == (baseline, variant)]
+    pairs = [pair for pair in bench.pairs if (pair.baseline, pair.variant) == (baseline, variant)]
+    named = {block.variant for pair in pairs for block in pair.blocks}
+    if len(pairs) < 2 or not {baseline, variant} <= named:
+        raise InputError(f"expected two pairs or more of {variant} against {baseline}, found {len(pairs)}; bench again")
+    return [pair_log_ratio(pair) for pair in pairs]
 
 
 def _welch(then: Sequence[float], now: Sequence[float]) -> Interval:

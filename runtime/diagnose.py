@@ -20,6 +20,7 @@ from .stats import pairs_wanted, ratio_interval
 _MODES_GAP = 1.06
 # A block whose median is 15 % above its launch's fast quarter met something; one in ten is no accident.
 _BURST_FACTOR, _BURST_SHARE = 1.15, 0.1
+_FEW_RUNS = 40
 _WIDE_HALF_WIDTH = 0.02  # twice what 8 pairs at one thread give on a shared machine
 _MANY_PAIRS = 200  # nobody waits for more
 _STEAL_SHARE = 0.005
@@ -49,6 +50,16 @@ def _few_pairs(bench: Bench) -> Findings:
                 f"{comparison.variant}: {comparison.pairs} pairs, an interval wants {wanted} at "
                 f"{bench.context.threads} thread(s)",
                 f"measure with {wanted} pairs or more",
+            )
+
+
+def _few_runs(bench: Bench) -> Findings:
+    for name, launches in _block_medians(bench).items():
+        runs = min(len(_samples(pair, name)) for pair in bench.pairs if name in (pair.baseline, pair.variant))
+        if runs < _FEW_RUNS:
+            yield (
+                f"{name}: {runs} runs in a launch, of {median(m for blocks in launches for m in blocks):.2g} s each",
+                "so few runs may all have been disturbed: trust the interval over pairs, and add pairs",
             )
 
 
@@ -154,11 +165,11 @@ def _throttling(bench: Bench) -> Findings:
 
 def _hot(bench: Bench) -> Findings:
     for sustained in bench.sustained:
-        slower = slowdown(sustained) - 1
-        if slower > _HOT:
+        slower = slowdown(sustained)
+        if slower is not None and slower > 1 + _HOT:
             yield (
                 f"{sustained.variant}: after {sustained.moments[-1].at_s:.0f} s without a pause a run takes "
-                f"{slower:.0%} longer",
+                f"{slower - 1:.0%} longer",
                 "the board cannot keep its speed: cool it, or plan with the slower time",
             )
 
@@ -232,8 +243,8 @@ def _hypervisor(bench: Bench) -> Findings:
 
 
 CHECKS = (
-    _few_pairs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _hot, _frequency,
-    _governor, _load, _providers, _unaccounted, _short, _coarse_clock, _hypervisor,
+    _few_pairs, _few_runs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _hot,
+    _frequency, _governor, _load, _providers, _unaccounted, _short, _coarse_clock, _hypervisor,
 )  # fmt: skip
 
 

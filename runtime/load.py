@@ -10,11 +10,12 @@ from ..devices import probe
 from ..devices.transport import pace, time_block
 from ..records import Moment, Paced, Sustained
 from .serving import Board, Model, naming
-from .stats import UNDISTURBED
+from .stats import undisturbed
 
 PACED_S = 10.0  # of frames
 _BLOCK_S = 1.0  # of a sustained run, between two looks at the weather
 _LIMIT_S = 120.0
+_LEAST_MOMENTS = 5
 _COOL = 0.1  # share of the time, at the beginning, in which a board is as cool as it will be
 
 
@@ -38,9 +39,8 @@ def sustained(board: Board, model: Model, seconds: float, tell: Callable[[str, f
         while (at_s := board.clock() - began) < seconds:
             tell(f"{model.name} without a pause", seconds - at_s)
             with naming(model.name):
-                samples = time_block(process, runs, 0, _LIMIT_S + 20 * _BLOCK_S).samples_s
-            run_s = float(np.quantile(samples, UNDISTURBED))
-            moments.append(Moment(at_s=at_s, run_s=run_s, weather=probe.weather(process)))
+                samples = time_block(process, runs, 0, _LIMIT_S + 20 * _BLOCK_S, rest=False).samples_s
+            moments.append(Moment(at_s=at_s, run_s=undisturbed(samples), weather=probe.weather(process)))
     return Sustained(variant=model.name, moments=moments)
 
 
@@ -50,8 +50,13 @@ def missed(found: Paced) -> tuple[int, int]:
     return late + found.dropped, len(found.responses_s) + found.dropped
 
 
-def slowdown(found: Sustained) -> float:
-    """How much longer a run takes at the end of a sustained run than at its beginning: medians over a tenth each."""
+def slowdown(found: Sustained) -> float | None:
+    """How much longer a run takes at the end of a sustained run than at its beginning: medians over a tenth each.
+
+    None where it was too short to tell.
+    """
     times = [moment.run_s for moment in found.moments]
+    if len(times) < _LEAST_MOMENTS:
+        return None
     count = max(round(_COOL * len(times)), 1)
     return float(np.median(times[-count:]) / np.median(times[:count]))

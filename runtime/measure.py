@@ -114,7 +114,6 @@ def measure(
         timed.append(pair)
         for name, session in sessions.items():
             launches[name].append(Launch(pair=index, **session.model_dump(exclude={"input_shapes"})))
-    loads = _under_load(sources, board, report)
     report("done")
     check_unchanged(sources)
 
@@ -141,7 +140,7 @@ def measure(
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
         pilot=pilot,
-    ).model_copy(update=loads)
+    )
     return bench.model_copy(update={"cautions": diagnose(bench)})
 
 
@@ -171,12 +170,22 @@ def _pilot(
     return Pilot(wanted_half_width=half_width, pairs=pairs, half_widths=found), wanted
 
 
-def _under_load(sources: list[Model], board: Board, report: _Reporter) -> dict[str, list[Any]]:
-    """What else was asked for, model by model: at a rate of frames, without a pause, by operator."""
-    options = board.options
-    found: dict[str, list[Any]] = {"paced": [], "sustained": [], "operators": []}
+def under_load(
+    bench: Bench,
+    models: Sequence[tuple[str, Path]],
+    transport: Transport,
+    options: Options,
+    on_progress: Callable[[Progress], None] | None = None,
+    clock: Clock = time.monotonic,
+) -> Bench:
+    """The bench with what else `options` ask for, model by model: at a rate of frames, without a pause, by operator."""
     asked = {"paced": options.rate_hz, "sustained": options.sustain_s, "operators": options.operators}
-    report.total += len(sources) * sum(bool(value) for value in asked.values())
+    if not any(asked.values()):
+        return bench
+    sources = [source(name, Path(path)) for name, path in models]
+    board = Board(transport, options, bench.context.cores, clock)
+    report = _Reporter(on_progress, clock, 0, len(sources) * sum(bool(value) for value in asked.values()))
+    found: dict[str, list[Any]] = {name: [] for name in asked}
     for model in sources:
         if options.rate_hz:
             report(f"{model.name} at {options.rate_hz:g} Hz")
@@ -187,7 +196,10 @@ def _under_load(sources: list[Model], board: Board, report: _Reporter) -> dict[s
         if options.operators:
             report(f"{model.name} by operator")
             found["operators"].append(operators(board, model))
-    return found
+    report("done")
+    check_unchanged(sources)
+    loaded = bench.model_copy(update=found)
+    return loaded.model_copy(update={"cautions": diagnose(loaded)})
 
 
 # --- one pair -------------------------------------------------------------------------------------------------

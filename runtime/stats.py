@@ -18,8 +18,11 @@ from scipy.special import chdtri, stdtrit
 from ..records import Pair
 
 CONFIDENCE = 0.95
-UNDISTURBED = 0.05  # share of a launch's runs; on a machine that slows half of all runs 1.6-fold, the half-width of
-# 8 pairs was 0.3 to 0.7 % with it, 0.4 to 1.1 % with 0.1, 0.9 to 3 % with 0.25, 7 to 12 % with medians of blocks
+# A run counts as undisturbed up to 10 % above the time that 5 % of the runs stay below. On a machine that slowed half
+# of all runs 1.6-fold, the half-width of 8 pairs was 0.4 to 1.1 % so, 0.3 to 0.7 % with the 5 % quantile itself, which is
+# off by 3 % where one model's times spread by 1 % and the other's by 3 %, and 7 to 12 % with medians of blocks.
+FASTEST, UNDISTURBED = 0.05, 1.10
+MOST_COUNTED = 1 << 20
 _ASSURANCE = 0.8  # chdtri takes the share beyond: the spread's upper limit lies at the chi-squared's lower one
 # A quantile is read off only with this many samples beyond it; with fewer it is one or two odd runs.
 _SAMPLES_BEYOND = 10
@@ -33,13 +36,21 @@ class Interval(NamedTuple):
     high: float
 
 
-def pair_log_ratio(pair: Pair) -> float:
-    """Log of baseline time / variant time in one launch pair: of the times that `UNDISTURBED` of the runs stay below.
+def undisturbed(samples: Sequence[float]) -> float:
+    """Median of the undisturbed runs: on a quiet machine that of nearly all, on a disturbed one that of its fast level.
 
-    What a machine adds to a run is never negative, and on a shared one it may be more than half of a run, in stretches
-    shorter than a block: medians then jump between two levels, low quantiles stay. All blocks of a launch are taken
-    together, so that one that was slow throughout does not count. In the mirrored random order each has its turns as
-    early and as late as the other, so that what drifts falls on both.
+    What a machine adds to a run is never negative, and on a shared one it may be half of a run, in stretches shorter
+    than a block: the median of all runs then jumps between two levels.
+    """
+    times = np.asarray(samples)
+    return float(np.median(times[times <= UNDISTURBED * np.quantile(times, FASTEST)]))
+
+
+def pair_log_ratio(pair: Pair) -> float:
+    """Log of baseline time / variant time in one launch pair, of undisturbed runs.
+
+    All blocks of a launch are taken together, so that one that was slow throughout does not count. In the mirrored
+    random order what drifts falls on both alike: in a pair but for a turn or two, over pairs on average.
     """
     baseline, variant = (
         [sample for block in pair.blocks if block.variant == name for sample in block.samples_s]
@@ -47,7 +58,7 @@ def pair_log_ratio(pair: Pair) -> float:
     )
     if not baseline or not variant:
         raise ValueError("a pair needs samples of both its models")
-    return math.log(np.quantile(baseline, UNDISTURBED) / np.quantile(variant, UNDISTURBED))
+    return math.log(undisturbed(baseline) / undisturbed(variant))
 
 
 def ratio_interval(log_ratios: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -77,10 +88,12 @@ def expected_half_width(pairs: int, pilot: Sequence[float]) -> float:
 
 
 def pairs_for(half_width: float, pilot: Sequence[float]) -> int:
-    """The fewest pairs, two or more, whose expected half-width is at most the one wanted (> 0)."""
+    """The fewest pairs, two or more, whose expected half-width is at most the one wanted; MOST_COUNTED is for more."""
     enough = 2
     while expected_half_width(enough, pilot) > half_width:
         enough *= 2
+        if enough >= MOST_COUNTED:
+            return MOST_COUNTED
     fewest = bisect_left(range(enough), True, lo=2, key=lambda n: expected_half_width(n, pilot) <= half_width)
     return max(fewest, 2)
 

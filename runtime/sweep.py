@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..records import Facts
-from .turns import Options, choose_cores
+from .turns import Options, checked_pairs, choose_cores
 
 SPINNING = "session.intra_op.allow_spinning"
 _KEYS = "threads=1,2; cores=0,1,0+1 or cores=clusters; spinning=on,off"
@@ -28,6 +28,7 @@ def settings(texts: Sequence[str], options: Options, facts: Facts) -> list[tuple
         changed = options
         for key, _, value in chosen:
             changed = _with(changed, key, value)
+        checked_pairs(changed)
         choose_cores(changed, facts)
         found.append(("-".join(f"{key}-{name}" for key, name, _ in chosen), changed))
     return found
@@ -42,6 +43,8 @@ def _with(options: Options, key: str, value: Any) -> Options:
 def _axis(text: str, facts: Facts) -> tuple[str, list[tuple[str, Any]]]:
     key, _, words = text.partition("=")
     names = [word.strip() for word in words.split(",")]
+    if len(set(names)) < len(names):
+        raise InputError(f"--sweep {text!r} names a value twice; leave one out")
     try:
         if key == "threads":
             return key, [(name, int(name)) for name in names]

@@ -73,8 +73,8 @@ def checked_pairs(options: Options) -> int:
         if value is not None and value < least:
             raise InputError(f"{what} is {value}; use {least} or more")
     for what, value in (("rate", options.rate_hz), ("time to sustain", options.sustain_s)):
-        if value is not None and not 0 < value < 1e5:
-            raise InputError(f"a {what} of {value:g} makes no sense; give a positive number")
+        if value is not None and not 0.1 <= value <= 1e5:
+            raise InputError(f"a {what} of {value:g} makes no sense; give 0.1 to 100,000")
     if options.half_width is not None:
         if options.pairs is not None:
             raise InputError("give the number of pairs or the half-width that decides it, not both")
@@ -94,7 +94,7 @@ def pairs_after_pilot(pilots: Sequence[Sequence[float]], half_width: float, leas
     reachable = max(expected_half_width(MOST_PAIRS, logs) for logs in pilots)
     minutes = MOST_PAIRS * len(pilots) * pair_s / 60
     raise Inconclusive(
-        f"a half-width of {half_width:.2%} would take {wanted} pairs a model here, over {MOST_PAIRS}; ask for "
+        f"a half-width of {half_width:.2%} would take {wanted:,} pairs a model here, over {MOST_PAIRS}; ask for "
         f"{reachable:.2%} ({minutes:.0f} min), use fewer threads, or a quieter machine"
     )
 

@@ -28,6 +28,7 @@ def _bench_words(path: Path, bench: Bench) -> list[str]:
     context = bench.context
     models = [_model_path(path.parent, variant.file) for variant in bench.variants]
     words = ["rankfold", "bench", *models, "--device", context.device, "--threads", str(context.threads)]
+    words += ["--cores", ",".join(map(str, context.cores))] if context.cores else []
     words += ["--provider", context.provider] if context.provider != "CPUExecutionProvider" else []
     for key, value in sorted(context.session_config.items()):
         words += ["--session-config", f"{key}={value}"]

@@ -51,9 +51,10 @@ def _sustained(report: Report) -> Table:
     for sustained in report.bench.sustained:
         slower = load.slowdown(sustained)
         heat = [t for moment in sustained.moments for t in moment.weather.temperatures_c.values()]
+        at_end = Cell("too short") if slower is None else Cell(f"{slower:.3f}", alarm=slower > 1.05)
         cells = [Cell(one_line(sustained.variant)), Cell(f"{sustained.moments[-1].at_s:.0f}")]
         hottest = f"{max(heat):.0f}" if heat else "not measured"
-        rows.append([*cells, Cell(f"{slower:.3f}", alarm=slower > 1.05), Cell(hottest)])
+        rows.append([*cells, at_end, Cell(hottest)])
     return _table("Without a pause", columns, rows)
 
 

@@ -107,6 +107,13 @@ def test_another_baseline_and_no_common_model_are_refused():
         changes(then(), other.model_copy(update={"variants": renamed}))
 
 
+def test_a_bench_without_the_pairs_is_refused():
+    bench = now()
+    for pairs in (bench.pairs[:1], []):
+        with pytest.raises(InputError, match="expected two pairs or more of compact against dense, found"):
+            changes(then(), bench.model_copy(update={"pairs": pairs}))
+
+
 def test_the_gate_wants_the_whole_interval():
     assert "gate holds: compact takes 1.0" in judge(changes(then(), now()), 1.02)
     with pytest.raises(CheckFailed, match=r"gate fails: compact takes 1\.1\d\d of its old time"):

@@ -14,7 +14,7 @@ from rankfold.errors import DeviceError, Inconclusive, InputError
 from rankfold.records import Bench
 from rankfold.runtime import diagnose
 from rankfold.runtime.load import missed, slowdown
-from rankfold.runtime.measure import Options, measure
+from rankfold.runtime.measure import Options, Progress, measure, under_load
 
 from .conftest import save_convolution
 from .fake_device import FakeDevice
@@ -29,7 +29,9 @@ def models(tmp_path: Path) -> list[tuple[str, Path]]:
 
 
 def bench(models: list[tuple[str, Path]], device: FakeDevice, **options: Any) -> Bench:
-    return measure(models, device, find("host"), Options(**options), clock=device.clock)
+    asked = Options(**options)
+    found = measure(models, device, find("host"), asked, clock=device.clock)
+    return under_load(found, models, device, asked, clock=device.clock)
 
 
 def device(**changes: Any) -> FakeDevice:
@@ -129,7 +131,9 @@ def test_a_half_width_that_is_had_anyway_takes_the_usual_count(models):
 
 
 def test_a_half_width_that_cannot_be_had_says_what_can(models):
-    with pytest.raises(Inconclusive, match=r"0\.01% would take \d+ pairs a model here.*ask for 0\.\d\d% \(\d+ min\)"):
+    with pytest.raises(
+        Inconclusive, match=r"0\.01% would take [\d,]+ pairs a model here.*ask for 0\.\d\d% \(\d+ min\)"
+    ):
         bench(models, device(launch_factor=uneven(0.05)), half_width=1e-4)
 
 
@@ -171,14 +175,14 @@ def test_a_board_that_heats_up_without_a_pause_is_seen(models):
         weather=lambda now_s: {"temperatures_c": {"cpu": 40 + now_s}},
     )
     said: list[str] = []
-    found = measure(
-        models,
-        hot,
-        find("host"),
-        Options(pairs=2, sustain_s=20.0),
-        lambda progress: said.append(f"{progress.what} {progress.left_s or 0:.0f}"),
-        clock=hot.clock,
-    )
+    options = Options(pairs=2, sustain_s=20.0)
+    measured = measure(models, hot, find("host"), options, clock=hot.clock)
+
+    def tell(progress: Progress) -> None:
+        said.append(f"{progress.what} {progress.left_s or 0:.0f}")
+
+    found = under_load(measured, models, hot, options, tell, hot.clock)
+    assert found.pairs == measured.pairs
     first = found.sustained[0]
     assert slowdown(first) == pytest.approx(2, rel=0.01)
     heat = [moment.weather.temperatures_c["cpu"] for moment in first.moments]
@@ -188,9 +192,25 @@ def test_a_board_that_heats_up_without_a_pause_is_seen(models):
     assert any(re.match(r"dense without a pause 1\d", line) for line in said)
 
 
+def test_a_load_that_fails_leaves_the_pairs(models):
+    """The second process under load dies: what was measured before is the caller's already."""
+    dying = device(dies_at=22)
+    options = Options(sustain_s=20.0)
+    measured = measure(models, dying, find("host"), options, clock=dying.clock)
+    assert len(measured.pairs) == 8
+    assert dying.launches < 22
+    with pytest.raises(DeviceError, match=r"^small: the board process was killed"):
+        under_load(measured, models, dying, options, clock=dying.clock)
+
+
+def test_a_short_run_without_a_pause_says_nothing(models):
+    short = bench(models, device(), pairs=2, sustain_s=2.0).sustained[0]
+    assert slowdown(short) is None
+
+
 @pytest.mark.parametrize("options", [{"rate_hz": 0.0}, {"sustain_s": -1.0}, {"rate_hz": math.inf}])
 def test_loads_that_make_no_sense_are_refused(models, options):
-    with pytest.raises(InputError, match="makes no sense; give a positive number"):
+    with pytest.raises(InputError, match=r"makes no sense; give 0\.1 to 100,000"):
         bench(models, device(), **options)
 
 
@@ -208,6 +228,11 @@ def flickering(now_s: float) -> float:
 
 CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
     "_few_pairs": (device(), {"pairs": 4}, "4 pairs, an interval wants 8"),
+    "_few_runs": (
+        FakeDevice({"dense": 0.2, "small": 0.1}),
+        {},
+        "runs in a launch, of 0.",
+    ),
     "_wide_interval": (device(launch_factor=uneven(0.3)), {}, "the interval is ±"),
     "_two_ratios": (
         device(run_factor=lambda stem, run: 4 / 3 if stem == "small" and run % 5 else 1.0),

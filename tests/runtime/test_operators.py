@@ -13,7 +13,7 @@ from rankfold.devices.board import per_node
 from rankfold.devices.card import find
 from rankfold.devices.local import LocalTransport
 from rankfold.records import LayerDecision, OperatorTable, OperatorTime, Plan
-from rankfold.runtime.measure import Options, measure
+from rankfold.runtime.measure import Options, measure, under_load
 from rankfold.runtime.operators import accounted, by_layer, by_operator, layers_by_node, layout_share, node_seconds
 
 SUMS = 1e-9  # float64 sums of a few numbers
@@ -54,8 +54,9 @@ def residual() -> onnx.ModelProto:
 def test_the_runtime_says_where_the_time_goes_and_the_plan_says_whose_it_is(tmp_path: Path):
     path = tmp_path / "residual.onnx"
     onnx.save(residual(), path)
-    bench = measure([("net", path)], LocalTransport(), find("host"), Options(pairs=2, operators=True))
-    (table,) = bench.operators
+    options, models = Options(pairs=2, operators=True), [("net", path)]
+    bench = measure(models, LocalTransport(), find("host"), options)
+    (table,) = under_load(bench, models, LocalTransport(), options).operators
     layers = {share.name for share in by_layer(table)}
     assert {"conv1", "conv2", "last"} <= layers
     assert not {"conv1_v", "conv1_u"} & layers

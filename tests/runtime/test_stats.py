@@ -74,6 +74,33 @@ def simulated_logs(noise: Noise, launch_offset: float, rng: np.random.Generator)
     return pairs
 
 
+def test_models_whose_times_spread_differently_keep_their_ratio():
+    """The median is the same, the lowest times are not: a low quantile alone would be 2 to 3 % off."""
+    rng, logs = np.random.default_rng(1), []
+    for seed in range(100):
+        order = mirrored_order(("a", "b"), 12, seed)
+        spread = np.array([[0.01 if name == "a" else 0.03] for name in order])
+        logs.append(stats.pair_log_ratio(pair_of(order, np.exp(spread * rng.standard_normal((24, 20))))))
+    assert abs(fmean(logs)) < 0.004
+
+
+@pytest.mark.parametrize("slow_s", [0.3e-3, 1e-3])
+def test_what_a_machine_adds_to_runs_is_not_part_of_a_ratio_of_two(slow_s: float):
+    """A disturbance takes so many seconds wherever it falls, and falls on longer runs more often."""
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(200):
+        logs = []
+        for seed in rng.integers(0, 1 << 31, PAIRS):
+            order = mirrored_order(("a", "b"), 12, int(seed))
+            level = np.array([[2e-3 if name == "a" else 1e-3] for name in order])
+            hit = rng.random((24, 20)) < 200 * level  # 40 % and 20 % of the runs
+            times = level * np.exp(0.005 * rng.standard_normal((24, 20))) + np.where(hit, slow_s, 0)
+            logs.append(stats.pair_log_ratio(pair_of(order, times)))
+        interval = stats.ratio_interval(logs)
+        covered += interval.low <= 2 <= interval.high
+    assert covered / 200 >= COVERED_LOW
+
+
 @pytest.mark.parametrize(
     ("noise", "launch_offset"),
     [(quiet, 0.0), (quiet, 0.05), (drifting, 0.0), (bursty, 0.02), (heavy_tailed, 0.0), (autocorrelated, 0.0)],
@@ -114,7 +141,7 @@ def test_a_steady_drift_cancels_in_a_mirrored_order():
         return stats.pair_log_ratio(pair_of(order, drift * np.array([[2.0 if name == "a" else 1.0] for name in order])))
 
     logs = [found(mirrored_order(("a", "b"), 8, seed)) for seed in range(200)]
-    assert max(abs(log - math.log(2)) for log in logs) <= 0.01 + EXACT
+    assert max(abs(log - math.log(2)) for log in logs) <= 0.02 + 0.001  # two turns
     assert fmean(logs) == pytest.approx(math.log(2), abs=0.002)
     assert found(["a", "b"] * 8) == pytest.approx(math.log(2) - 0.01)  # in turn, one is always the later
 

@@ -43,6 +43,8 @@ def test_masks_and_clusters():
         (["spinning=yes"], "--sweep 'spinning=yes'"),
         (["cores=0-1"], "--sweep 'cores=0-1'"),
         (["threads=1", "threads=2"], "--sweep threads is given twice"),
+        (["threads=1,0"], "threads is 0; use 1 or more"),
+        (["threads=1,1"], "--sweep 'threads=1,1' names a value twice"),
         (["threads=1,8"], "8 threads asked, 4 cores available"),
         (["threads=2", "cores=0"], r"2 threads do not fit on cores \[0\]"),
         (["cores=0,9"], r"cores \[9\] are not available"),
