@@ -19,8 +19,8 @@ from ..records import Pair
 
 CONFIDENCE = 0.95
 # A run counts as undisturbed up to 10 % above the time that 5 % of the runs stay below. On a machine that slowed half
-# of all runs 1.6-fold, the half-width of 8 pairs was 0.4 to 1.1 % so, 0.3 to 0.7 % with the 5 % quantile itself, which is
-# off by 3 % where one model's times spread by 1 % and the other's by 3 %, and 7 to 12 % with medians of blocks.
+# of all runs 1.6-fold, the half-width of 8 pairs was 0.4 to 1.1 % so, 7 to 12 % with medians of blocks, 0.3 to 0.7 %
+# with the 5 % quantile itself, which is 3 % off where one model's times spread by 1 % and the other's by 3 %.
 FASTEST, UNDISTURBED = 0.05, 1.10
 MOST_COUNTED = 1 << 20
 _ASSURANCE = 0.8  # chdtri takes the share beyond: the spread's upper limit lies at the chi-squared's lower one
