@@ -22,7 +22,9 @@ from .serving import Board, Model, naming
 
 RUNS = 50
 _LIMIT_S = 600.0
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYERS = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm",
+)  # fmt: skip
 _LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+)+$")
 _FACTOR = re.compile(r"_[vcu]$")
@@ -104,7 +106,7 @@ def layers_by_node(proto: onnx.ModelProto, profiled: Sequence[tuple[str, str]]) 
     for name, op in profiled:
         plain = _SUFFIX.sub("", name).removeprefix("fused ")
         node = made_by.get(plain) or named.get(plain)
-        found[name] = node if node is not None and _is_layer_work(op) else None
+        found[name] = node if node is not None and op.removeprefix("Fused") in _LAYERS else None
     taken = {id(node) for node in found.values() if node is not None and node.op_type in _LAYERS}
     layers: dict[str, str | None] = {}
     for name, node in found.items():
@@ -113,10 +115,6 @@ def layers_by_node(proto: onnx.ModelProto, profiled: Sequence[tuple[str, str]]) 
             node = max(above, key=lambda one: order[id(one)], default=None)
         layers[name] = None if node is None else _layer_name(node, whole)
     return layers
-
-
-def _is_layer_work(op: str) -> bool:
-    return any(op.removeprefix("Fused") == kind for kind in _LAYERS) or op in ("QLinearConv", "QLinearMatMul", "QGemm")
 
 
 def _upstream(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
