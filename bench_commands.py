@@ -125,8 +125,10 @@ def compare(
 
 def _bench_at(kind: type[Bench], path: Path) -> Bench:
     record = kind.read(path)
-    if not record.comparisons:
-        raise InputError(f"{path}: expected a bench of two models or more, found one model alone; bench it again")
+    if len(record.variants) < 2:
+        raise InputError(
+            f"{path}: expected a bench of two models or more, found {len(record.variants)}; bench it again"
+        )
     return record
 
 

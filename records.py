@@ -733,7 +733,7 @@ class Bench(Record):
 
     history: ClassVar[str] = "1: first version"
     context: Context
-    variants: list[Variant] = Field(min_length=1)
+    variants: list[Variant]
     pairs: list[Pair]
     comparisons: list[Comparison]
     cautions: list[Caution]

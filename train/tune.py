@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import checkpoint
 from .data.dataset import augment, batch_order
+from .denormals import flushed_denormals
 from .onnx_module import OnnxModule
 from .proximal import DivergedError
 
@@ -66,6 +67,7 @@ class Progress:
 Feed = Mapping[str, NDArray]
 
 
+@flushed_denormals()
 def tune(
     small: onnx.ModelProto,
     original: onnx.ModelProto,
@@ -83,7 +85,6 @@ def tune(
     then, with `identity` saying what it belongs to. Raises InputError for graphs that cannot be run in torch or do not
     have the same inputs and outputs, DivergedError for a loss that is no number.
     """
-    torch.set_flush_denormal(True)
     torch.manual_seed(settings.seed)
     run = _Run(small, original, inputs, settings)
     facts = {**(identity or {}), "settings": asdict(settings)}

@@ -43,7 +43,7 @@ class Answers:
 def test_good_answers_pass():
     process = Answers(BLOCK)
     assert time_block(process, runs=2, dropped=1, limit_s=1).samples_s == [1e-3, 2e-3]
-    assert process.requests == [{"command": "block", "runs": 2, "dropped": 1}]
+    assert process.requests == [{"command": "block", "runs": 2, "dropped": 1, "rest": True}]
     assert serve(Answers(SESSION), {}).input_shapes == {"x": [1, 3]}
 
 
