@@ -55,8 +55,7 @@ def bench(
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
     from .runtime import gate as gates
     from .runtime.inputs import parse_shapes
-    from .runtime.report.markdown import escape
-    from .runtime.summary import bench_summary
+    from .runtime.summary import bench_summary, heading
     from .stages import measure_models, named, sweep_models
     from .terminal import print_bench, print_sweep
 
@@ -87,7 +86,7 @@ def bench(
     try:
         record = measure_models(models, output=output, device=device, **asked)
     except Inconclusive as error:  # the half-width cannot be had
-        _append(summary, f"### rankfold: {escape(str(error))}\n")
+        _append(summary, heading(str(error)) + "\n")
         raise
     print_bench(record)
     print(output)
@@ -107,14 +106,13 @@ def compare(
     summary: SummaryOption = None,
 ) -> None:
     """Compare two benches of one device: has a model become slower since, against the common baseline?"""
-    from .records import Bench
     from .runtime import baseline
     from .runtime.summary import changes_summary
     from .terminal import print_changes
 
     if summary is not None:
         require_writable(summary)
-    found: Changes = baseline.changes(*(_bench_at(Bench, path) for path in (old, new)))
+    found: Changes = baseline.changes(*(_bench_at(path) for path in (old, new)))
     print_changes(found)
     _conclude(
         None if gate is None else lambda: baseline.judge(found, gate),
@@ -123,8 +121,10 @@ def compare(
     )
 
 
-def _bench_at(kind: type[Bench], path: Path) -> Bench:
-    record = kind.read(path)
+def _bench_at(path: Path) -> Bench:
+    from .records import Bench
+
+    record = Bench.read(path)
     if len(record.variants) < 2:
         raise InputError(
             f"{path}: expected a bench of two models or more, found {len(record.variants)}; bench it again"

@@ -152,7 +152,7 @@ app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 
-# --- bench, compare, report ------------------------------------------------------------------------------------------
+# --- bench, compare, report ----------------------------------------------------------------------------------
 
 
 app.command(epilog=bench_commands.BENCH_EXAMPLES)(bench_commands.bench)

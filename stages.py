@@ -161,10 +161,10 @@ def _measured(
 
     bench = measure(sources, LocalTransport(), found, options, shown(name))
     bench.write(path)
-    loaded = under_load(bench, sources, LocalTransport(), options, shown(f"{name}, under load"))
-    if loaded is not bench:
-        loaded.write(path)
-    return loaded
+    if options.loads:
+        bench = under_load(bench, sources, LocalTransport(), options, shown(f"{name}, under load"))
+        bench.write(path)
+    return bench
 
 
 def named(models: Sequence[Path]) -> list[tuple[str, Path]]:

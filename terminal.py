@@ -114,12 +114,11 @@ def print_bench(bench: Bench) -> None:
 
 def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:
     """Each setting as soon as it is measured: where its record is, p50 of the baseline, the others against it."""
-    from .runtime.stats import quantile
+    from .runtime.stats import quantile, samples_of
 
     for name, path, bench in found:
         baseline = bench.variants[0].name
-        samples = [s for pair in bench.pairs for b in pair.blocks if b.variant == baseline for s in b.samples_s]
-        middle = quantile(samples, 0.5)
+        middle = quantile(samples_of(bench.pairs, baseline), 0.5)
         parts = [f"{baseline} p50 {middle * 1e3:.3f} ms" if middle is not None else f"{baseline}: too few samples"]
         parts += [f"{c.variant} {c.ratio:.3f}× ({c.low:.3f} to {c.high:.3f})" for c in bench.comparisons]
         cautions = f"; {len(bench.cautions)} cautions" if bench.cautions else ""

@@ -31,13 +31,12 @@ from ..devices.board import affinity
 from ..devices.local import LocalTransport
 from ..devices.transport import Transport
 from ..errors import InputError, RankfoldError, complaint
-from ..files import write_text
-from ..records import EvidenceRow
+from ..records import EvidenceRow, Facts
 from ..runtime.measure import Options, measure
-from ..runtime.stats import pairs_wanted
+from ..runtime.stats import pairs_wanted, samples_of
 from ..terminal import bars, duration
 from .folding import Layers
-from .rows import read
+from .rows import read, write
 from .transports import Bare, Impatient, Replayed
 
 RESULTS = Path("docs/results/evidence.jsonl")
@@ -157,13 +156,13 @@ def compared(scenario: Scenario, seed: int, extra: int) -> EvidenceRow:
         scenario=scenario.name,
         seed=seed,
         config_hash=config_hash(scenario, extra),
-        machine=f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}",
+        machine=_called(facts),
         threads=scenario.threads,
         pairs=found.pairs,
         ratio=found.ratio,
         low=found.low,
         high=found.high,
-        latency_s=median(s for p in bench.pairs for b in p.blocks if b.variant == "base" for s in b.samples_s),
+        latency_s=median(samples_of(bench.pairs, "base")),
         cautions=[c.what for c in bench.cautions if any(says in c.what for says in OF_THE_SAMPLES)],
         took_s=time.monotonic() - began,
         started_at=bench.context.started_at,
@@ -189,7 +188,7 @@ class Evidence:
         row = compared(scenario, seed, self._extra_of(scenario))
         self.rows.append(row)
         self.mine.append(row)
-        write_text(self.results, "".join(one.model_dump_json() + "\n" for one in self.rows))
+        write(self.results, self.rows)
         return row
 
     def _extra_of(self, scenario: Scenario) -> int:
@@ -209,6 +208,10 @@ def _machine() -> str:
 
     with LocalTransport().launch() as process:
         facts = probe.facts(process)
+    return _called(facts)
+
+
+def _called(facts: Facts) -> str:
     return f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}"
 
 

@@ -36,9 +36,9 @@ from ..export.passes.fold_channels import fold_channels
 from ..export.prune import prune
 from ..export.reporting import silent
 from ..export.solve import Step
-from ..files import replacing, write_text
+from ..files import replacing
 from ..records import DataSpec, ModelSpec, OneShotRow
-from .rows import read
+from .rows import read, write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,7 +206,7 @@ def run(bench: Bench, methods: Sequence[Method], shares: Sequence[float], result
                     rows[key] = bench.row(method, share)
                 except CheckFailed:
                     break
-                write_text(results, "".join(row.model_dump_json() + "\n" for row in rows.values()))
+                write(results, rows.values())
                 yield rows[key]
             if rows[key].dense_accuracy - rows[key].accuracy > WORST:
                 break

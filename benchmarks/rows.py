@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +60,7 @@ def has_rows(path: Path, comparison: str, networks: Sequence[Network]) -> bool:
 def append_rows(path: Path, new: Sequence[ResultRow]) -> None:
     """Append rows to a JSON-lines file; a row of the same configuration and seed is replaced."""
     merged = {_key(row): row for row in [*read(path, ResultRow), *new]}
-    write_text(path, "".join(row.model_dump_json() + "\n" for row in merged.values()))
+    write(path, merged.values())
 
 
 def _key(row: ResultRow) -> tuple[str, str, int]:
@@ -74,3 +74,8 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         return [kind.model_validate_json(line) for line in lines]
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}; correct it or name another file") from error
+
+
+def write(path: Path, rows: Iterable[Record]) -> None:
+    """All rows of a file, a line each."""
+    write_text(path, "".join(row.model_dump_json() + "\n" for row in rows))

@@ -49,9 +49,11 @@ class Replayed(LocalTransport):
         return SLOW if self._is_slow else 1.0
 
 
-class _Slowed:
-    def __init__(self, process: LocalProcess, factor: Callable[[], float]) -> None:
-        self._process, self._factor = process, factor
+class Wrapped:
+    """A process whose questions or answers somebody looks at on their way."""
+
+    def __init__(self, process: LocalProcess) -> None:
+        self._process = process
 
     def __enter__(self) -> Self:
         self._process.__enter__()
@@ -61,9 +63,19 @@ class _Slowed:
         self._process.__exit__()
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """The board's answer."""
+        return self._process.ask(request, limit_s)
+
+
+class _Slowed(Wrapped):
+    def __init__(self, process: LocalProcess, factor: Callable[[], float]) -> None:
+        super().__init__(process)
+        self._factor = factor
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """The board's answer, its block slower or not."""
         factor = self._factor()
-        answer = self._process.ask(request, limit_s)
+        answer = super().ask(request, limit_s)
         if "samples_s" in answer:
             answer["samples_s"] = [factor * sample for sample in answer["samples_s"]]
         return answer

@@ -28,14 +28,13 @@ from ..errors import RankfoldError, complaint
 from ..export.compress import Job, Wish
 from ..export.evaluate import score
 from ..export.graphs import with_weights
-from ..files import write_text
 from ..records import Compressed, TuningRow
 from ..train.compact import compact
 from ..train.data.dataset import augment
 from ..train.models import build
 from ..train.tune import Settings, batch_of, schedule, tune
 from .oneshot import ModelSpec, Split, calibration_inputs, cifar, exported
-from .rows import read
+from .rows import read, write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,7 +150,7 @@ def main() -> None:
     except RankfoldError as error:
         print(complaint(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
-    write_text(given.results, "".join(one.model_dump_json() + "\n" for one in [*rows, row]))
+    write(given.results, [*rows, row])
     print(f"{split}: {row.model_dump_json()}")
 
 

@@ -7,16 +7,14 @@ the same file as baseline in both, the ratio of the two ratios is what has chang
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from statistics import fmean, variance
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
-
-from scipy.special import stdtrit
 
 from ..errors import CheckFailed, Inconclusive, InputError
 from ..records import Bench, Change, Changes, Context
 from .gate import standing
-from .stats import CONFIDENCE, Interval, pair_log_ratio
+from .stats import Interval, pair_log_ratio, pairs_of, welch_interval
 
 # What decides how fast a model runs, in the order in which a difference is named. Not here: what the machine was busy
 # with, free memory, the kernel's and Python's versions, and the length of the blocks, which follows the speed.
@@ -46,7 +44,7 @@ def changes(old: Bench, new: Bench) -> Changes:
     found = []
     for name in names:
         then_logs, now_logs = _logs(old, name), _logs(new, name)
-        time = _welch(then_logs, now_logs)
+        time = welch_interval(then_logs, now_logs)
         found.append(
             Change(
                 variant=name,
@@ -109,22 +107,8 @@ def _short(value: Any) -> str:
 
 def _logs(bench: Bench, variant: str) -> list[float]:
     baseline = bench.variants[0].name
-    pairs = [pair for pair in bench.pairs if (pair.baseline, pair.variant) == (baseline, variant)]
+    pairs = pairs_of(bench.pairs, baseline, variant)
     named = {block.variant for pair in pairs for block in pair.blocks}
     if len(pairs) < 2 or not {baseline, variant} <= named:
         raise InputError(f"expected two pairs or more of {variant} against {baseline}, found {len(pairs)}; bench again")
     return [pair_log_ratio(pair) for pair in pairs]
-
-
-def _welch(then: Sequence[float], now: Sequence[float]) -> Interval:
-    """exp of the difference of means with Welch's interval: the two benches may be unlike noisy."""
-    parts = [variance(then) / len(then), variance(now) / len(now)]
-    error = math.sqrt(sum(parts))
-    freedom = (
-        sum(parts) ** 2 / sum(part**2 / (len(logs) - 1) for part, logs in zip(parts, (then, now), strict=True))
-        if error
-        else 1.0
-    )
-    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
-    difference = fmean(then) - fmean(now)
-    return Interval(math.exp(difference), math.exp(difference - half), math.exp(difference + half))

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median, quantiles
 
-from ..records import Bench, Block, Caution, Pair
+from ..records import Bench, Block, Caution
 from .load import slowdown
 from .operators import accounted
-from .stats import pairs_wanted, ratio_interval
+from .stats import pairs_of, pairs_wanted, ratio_interval, samples_of
 
 # Medians of the launches of one file lie within 1 % on a quiet machine; 6 % apart is another mode.
 _MODES_GAP = 1.06
@@ -55,7 +55,7 @@ def _few_pairs(bench: Bench) -> Findings:
 
 def _few_runs(bench: Bench) -> Findings:
     for name, launches in _block_medians(bench).items():
-        runs = min(len(_samples(pair, name)) for pair in bench.pairs if name in (pair.baseline, pair.variant))
+        runs = min(len(samples_of([pair], name)) for pair in bench.pairs if name in (pair.baseline, pair.variant))
         if runs < _FEW_RUNS:
             yield (
                 f"{name}: {runs} runs in a launch, of {median(m for blocks in launches for m in blocks):.2g} s each",
@@ -78,9 +78,8 @@ def _wide_interval(bench: Bench) -> Findings:
 def _two_ratios(bench: Bench) -> Findings:
     for comparison in bench.comparisons:
         logs = [
-            math.log(median(_samples(pair, pair.baseline)) / median(_samples(pair, pair.variant)))
-            for pair in bench.pairs
-            if (pair.baseline, pair.variant) == (comparison.baseline, comparison.variant)
+            math.log(median(samples_of([pair], pair.baseline)) / median(samples_of([pair], pair.variant)))
+            for pair in pairs_of(bench.pairs, comparison.baseline, comparison.variant)
         ]
         middle = ratio_interval(logs)
         if middle.high < comparison.low or middle.low > comparison.high:
@@ -212,7 +211,7 @@ def _short(bench: Bench) -> Findings:
 
 def _coarse_clock(bench: Bench) -> Findings:
     for name in (variant.name for variant in bench.variants):
-        samples = sorted(s for p in bench.pairs for b in p.blocks if b.variant == name for s in b.samples_s)
+        samples = sorted(samples_of(bench.pairs, name))
         steps = [b - a for a, b in pairwise(samples) if b - a > 1e-12]
         if len(steps) > 1 and min(steps) > _CLOCK_SHARE * median(samples):
             yield (
@@ -256,10 +255,6 @@ def _block_medians(bench: Bench) -> dict[str, list[list[float]]]:
             blocks = [median(block.samples_s) for block in pair.blocks if block.variant == name]
             medians.setdefault(name, []).append(blocks)
     return medians
-
-
-def _samples(pair: Pair, name: str) -> list[float]:
-    return [sample for block in pair.blocks if block.variant == name for sample in block.samples_s]
 
 
 def _fast_quarter(blocks: list[float]) -> float:

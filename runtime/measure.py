@@ -23,7 +23,7 @@ from .load import paced, sustained
 from .operators import operators
 from .serving import Board, Clock, Model, check_unchanged, naming, source
 from .stats import half_width as ratio_half_width
-from .stats import pair_log_ratio, ratio_interval
+from .stats import pair_log_ratio, pairs_of, ratio_interval
 from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
 
 __all__ = ["Options", "Progress", "compare", "measure"]
@@ -146,7 +146,7 @@ def measure(
 
 def compare(baseline: str, variant: str, pairs: Sequence[Pair]) -> Comparison:
     """How many times faster `variant` is than `baseline`, with its interval over their pairs."""
-    logs = [pair_log_ratio(p) for p in pairs if (p.baseline, p.variant) == (baseline, variant)]
+    logs = [pair_log_ratio(pair) for pair in pairs_of(pairs, baseline, variant)]
     ratio, low, high = ratio_interval(logs)
     return Comparison(baseline=baseline, variant=variant, ratio=ratio, low=low, high=high, pairs=len(logs))
 
@@ -179,13 +179,10 @@ def under_load(
     clock: Clock = time.monotonic,
 ) -> Bench:
     """The bench with what else `options` ask for, model by model: at a rate of frames, without a pause, by operator."""
-    asked = {"paced": options.rate_hz, "sustained": options.sustain_s, "operators": options.operators}
-    if not any(asked.values()):
-        return bench
     sources = [source(name, Path(path)) for name, path in models]
     board = Board(transport, options, bench.context.cores, clock)
-    report = _Reporter(on_progress, clock, 0, len(sources) * sum(bool(value) for value in asked.values()))
-    found: dict[str, list[Any]] = {name: [] for name in asked}
+    report = _Reporter(on_progress, clock, 0, len(sources) * options.loads)
+    found: dict[str, list[Any]] = {"paced": [], "sustained": [], "operators": []}
     for model in sources:
         if options.rate_hz:
             report(f"{model.name} at {options.rate_hz:g} Hz")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
 import numpy as np
@@ -46,16 +46,23 @@ def undisturbed(samples: Sequence[float]) -> float:
     return float(np.median(times[times <= UNDISTURBED * np.quantile(times, FASTEST)]))
 
 
+def samples_of(pairs: Iterable[Pair], name: str) -> list[float]:
+    """All samples of one model, in seconds, in the order they were taken."""
+    return [sample for pair in pairs for block in pair.blocks if block.variant == name for sample in block.samples_s]
+
+
+def pairs_of(pairs: Iterable[Pair], baseline: str, variant: str) -> list[Pair]:
+    """The pairs in which two models were timed against each other."""
+    return [pair for pair in pairs if (pair.baseline, pair.variant) == (baseline, variant)]
+
+
 def pair_log_ratio(pair: Pair) -> float:
     """Log of baseline time / variant time in one launch pair, of undisturbed runs.
 
     All blocks of a launch are taken together, so that one that was slow throughout does not count. In the mirrored
     random order what drifts falls on both alike: in a pair but for a turn or two, over pairs on average.
     """
-    baseline, variant = (
-        [sample for block in pair.blocks if block.variant == name for sample in block.samples_s]
-        for name in (pair.baseline, pair.variant)
-    )
+    baseline, variant = (samples_of([pair], name) for name in (pair.baseline, pair.variant))
     if not baseline or not variant:
         raise ValueError("a pair needs samples of both its models")
     return math.log(undisturbed(baseline) / undisturbed(variant))
@@ -69,6 +76,20 @@ def ratio_interval(log_ratios: Sequence[float], confidence: float = CONFIDENCE) 
     """
     mean, half = fmean(log_ratios), half_width(log_ratios, confidence)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def welch_interval(then: Sequence[float], now: Sequence[float]) -> Interval:
+    """exp of the difference of means with Welch's interval: the two benches may be unlike noisy."""
+    parts = [variance(then) / len(then), variance(now) / len(now)]
+    error = math.sqrt(sum(parts))
+    freedom = (
+        sum(parts) ** 2 / sum(part**2 / (len(logs) - 1) for part, logs in zip(parts, (then, now), strict=True))
+        if error
+        else 1.0
+    )
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
+    difference = fmean(then) - fmean(now)
+    return Interval(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
 
 
 def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float:

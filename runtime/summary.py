@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from ..records import Bench, Caution, Changes
 from .report.markdown import escape
 from .report.units import milliseconds, ratio_interval, ratio_text
-from .stats import quantile
+from .stats import quantile, samples_of
+
+
+def heading(verdict: str | None) -> str:
+    """The first line of a summary."""
+    return f"### rankfold: {escape(verdict)}" if verdict else "### rankfold"
 
 
 def bench_summary(bench: Bench, verdict: str | None) -> str:
@@ -16,9 +21,8 @@ def bench_summary(bench: Bench, verdict: str | None) -> str:
     rows = []
     for variant in bench.variants:
         comparison = found.get(variant.name)
-        samples = [s for p in bench.pairs for b in p.blocks if b.variant == variant.name for s in b.samples_s]
         ratio = "baseline" if comparison is None else f"{ratio_text(comparison)} {ratio_interval(comparison)}"
-        rows.append([variant.name, ratio, milliseconds(quantile(samples, 0.5))])
+        rows.append([variant.name, ratio, milliseconds(quantile(samples_of(bench.pairs, variant.name), 0.5))])
     context = bench.context
     where = f"{context.facts.cpu_model or context.device}, {context.threads} thread(s), {context.provider}"
     return _page(verdict, ["model", "speed-up (95 %)", "p50"], rows, [where], bench.cautions)
@@ -47,7 +51,7 @@ def _page(
 ) -> str:
     table = [heads, ["---"] * len(heads), *rows]
     parts = [
-        f"### rankfold: {escape(verdict)}" if verdict else "### rankfold",
+        heading(verdict),
         "\n".join(f"| {' | '.join(cell if row is table[1] else escape(cell) for cell in row)} |" for row in table),
         *map(escape, notes),
         "\n".join(f"- **{escape(c.what)}** Remedy: {escape(c.remedy)}" for c in cautions),

@@ -51,6 +51,11 @@ class Options:
     sustain_s: float | None = None
     operators: bool = False
 
+    @property
+    def loads(self) -> int:
+        """How many things are asked for after the pairs."""
+        return sum(map(bool, (self.rate_hz, self.sustain_s, self.operators)))
+
 
 @dataclass(frozen=True)
 class Turns:

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from rankfold.benchmarks import evidence
-from rankfold.benchmarks.transports import SLOW, Impatient, Replayed
+from rankfold.benchmarks.transports import SLOW, Impatient, Replayed, Wrapped
 from rankfold.devices.card import find
 from rankfold.devices.local import LocalProcess, LocalTransport
 from rankfold.records import EvidenceRow
@@ -111,23 +111,17 @@ class Watching(LocalTransport):
         return _Watched(self, process)
 
 
-class _Watched:
+class _Watched(Wrapped):
     def __init__(self, watching: Watching, process: LocalProcess) -> None:
-        self.watching, self.process = watching, process
-
-    def __enter__(self) -> _Watched:
-        self.process.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.__exit__()
+        super().__init__(process)
+        self.watching = watching
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         if request["command"] == "block":
             self.watching.blocks += 1
-            others = [one for one in self.watching.alive if one is not self.process]
+            others = [one for one in self.watching.alive if one is not self._process]
             self.watching.busy += any(spins(one.pid) for one in others)
-        return self.process.ask(request, limit_s)
+        return super().ask(request, limit_s)
 
 
 def spins(pid: int) -> bool:

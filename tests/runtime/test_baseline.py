@@ -11,6 +11,7 @@ import pytest
 from rankfold.errors import CheckFailed, Inconclusive, InputError
 from rankfold.records import Bench, CpuFacts
 from rankfold.runtime.baseline import changes, judge
+from rankfold.runtime.stats import welch_interval
 from rankfold.runtime.summary import bench_summary, changes_summary
 
 from .conftest import CALM, FACTS, make_bench, quiet_samples
@@ -47,10 +48,10 @@ def test_a_model_that_became_slower_is_seen_on_a_slow_day_too(slow_day):
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     """Pairs of two benches that differ in noise and number."""
     rng, covered, count = np.random.default_rng(3), 0, 400
-    from rankfold.runtime.baseline import _welch
-
     for _ in range(count):
-        interval = _welch((0.01 * rng.standard_normal(8)).tolist(), (0.1 + 0.03 * rng.standard_normal(24)).tolist())
+        interval = welch_interval(
+            (0.01 * rng.standard_normal(8)).tolist(), (0.1 + 0.03 * rng.standard_normal(24)).tolist()
+        )
         covered += interval.low <= math.exp(-0.1) <= interval.high
     assert 0.92 <= covered / count <= 0.98
 
