@@ -40,11 +40,11 @@ from .rows import read, write
 from .transports import Bare, Impatient, Replayed
 
 RESULTS = Path("docs/results/evidence.jsonl")
-HARNESS = "1"  # raise it when what is measured, or how, changes: older rows then no longer count
+HARNESS = "2"  # raise it when what is measured, or how, changes: older rows then no longer count
 EXTRA = (8, 16, 24, 32, 48)  # channels of the extra layer among which the one nearest to 1 % is chosen
 TRUTH_PAIRS = 450  # some ten minutes
 # What the samples themselves say; other cautions are true of a machine whatever was measured.
-OF_THE_SAMPLES = ("launches fall into modes", "slower than their launch's best", "undisturbed runs are", "is ±")
+OF_THE_SAMPLES = ("launches fall into modes", "slower than their launch's best", "as fast as a rule", "is ±")
 
 
 @dataclass(frozen=True)

@@ -503,6 +503,8 @@ def runtime_errors() -> Any:
 
 def main() -> None:
     """Answer requests until stdin ends."""
+    with contextlib.suppress(ImportError):  # before anyone asks: the two processes of a pair load at the same time
+        import onnxruntime  # noqa: F401
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the runtime prints goes to stderr, never between two answers
     server: Server | None = None

@@ -13,15 +13,19 @@ from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.special import chdtri, stdtrit
 
-from ..records import Pair
+from ..records import Block, Pair
 
 CONFIDENCE = 0.95
-# A run counts as undisturbed up to 10 % above the time that 5 % of the runs stay below. On a machine that slowed half
-# of all runs 1.6-fold, the half-width of 8 pairs was 0.4 to 1.1 % so, 7 to 12 % with medians of blocks, 0.3 to 0.7 %
-# with the 5 % quantile itself, which is 3 % off where one model's times spread by 1 % and the other's by 3 %.
+# A run counts as undisturbed up to 10 % above the time that 5 % of the runs stay below.
 FASTEST, UNDISTURBED = 0.05, 1.10
+# Log ratios closer than this count as one: runs of one launch spread by 1 to 5 % where it was tried.
+BANDWIDTH = 0.02
+_BIN = BANDWIDTH / 8
+_SHIFTS, _CLOSE = 100, 1e-7
+_MOST_RUNS = 32  # of a block; a thousand differences a couple say all there is to say
 MOST_COUNTED = 1 << 20
 _ASSURANCE = 0.8  # chdtri takes the share beyond: the spread's upper limit lies at the chi-squared's lower one
 # A quantile is read off only with this many samples beyond it; with fewer it is one or two odd runs.
@@ -57,15 +61,42 @@ def pairs_of(pairs: Iterable[Pair], baseline: str, variant: str) -> list[Pair]:
 
 
 def pair_log_ratio(pair: Pair) -> float:
-    """Log of baseline time / variant time in one launch pair, of undisturbed runs.
+    """Log of baseline time / variant time in one launch pair: the most frequent one between runs of adjacent blocks.
 
-    All blocks of a launch are taken together, so that one that was slow throughout does not count. In the mirrored
-    random order what drifts falls on both alike: in a pair but for a turn or two, over pairs on average.
+    Each couple of blocks, taken one right after the other, gives the log ratio of every run of the one to every run of
+    the other. Where a machine has two speeds, and changes between them within milliseconds, medians of the two models
+    fall into the one or the other by chance; but runs of like speed are the commonest couple whatever the shares are,
+    and a ratio between unlike ones is another peak. In the mirrored random order what drifts falls on both alike.
     """
-    baseline, variant = (samples_of([pair], name) for name in (pair.baseline, pair.variant))
-    if not baseline or not variant:
-        raise ValueError("a pair needs samples of both its models")
-    return math.log(undisturbed(baseline) / undisturbed(variant))
+    differences = [
+        np.subtract.outer(*(_log_times(one) for one in ((x, y) if x.variant == pair.baseline else (y, x)))).ravel()
+        for x, y in zip(pair.blocks[::2], pair.blocks[1::2], strict=True)
+        if {x.variant, y.variant} == {pair.baseline, pair.variant} != {pair.variant}
+    ]
+    if not differences:
+        raise ValueError("a pair needs couples of blocks of both its models")
+    return most_frequent(np.concatenate(differences))
+
+
+def _log_times(block: Block) -> np.ndarray:
+    times = np.asarray(block.samples_s)
+    return np.log(times[:: math.ceil(len(times) / _MOST_RUNS)])
+
+
+def most_frequent(values: np.ndarray) -> float:
+    """The highest point of the density of `values`, with a Gaussian kernel of BANDWIDTH.
+
+    Symmetric noise of any spread leaves it where it is, and so does noise that only adds, unlike a mean or a quantile.
+    """
+    low = values.min() - _BIN / 2
+    counts = np.bincount(((values - low) / _BIN).astype(int)).astype(float)
+    peak = low + (int(np.argmax(gaussian_filter1d(counts, BANDWIDTH / _BIN, mode="constant"))) + 0.5) * _BIN
+    for _ in range(_SHIFTS):  # mean shift climbs the last part of a bin
+        weights = np.exp(-0.5 * ((values - peak) / BANDWIDTH) ** 2)
+        before, peak = peak, float(weights @ values / weights.sum())
+        if abs(peak - before) < _CLOSE:
+            break
+    return peak
 
 
 def ratio_interval(log_ratios: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
