@@ -536,6 +536,12 @@ class CpuFacts(Part):
 class Facts(Part):
     """What a board turned out to be, probed each time (design §6). Format follows the record it is in."""
 
+    # What decides how fast a model runs, in the order in which a difference is named.
+    DECISIVE: ClassVar[tuple[str, ...]] = (
+        "architecture", "cpu_model", "isa", "logical_cores", "hypervisor", "emulated", "onnxruntime_version", "layout",
+        "tile",
+    )  # fmt: skip
+
     architecture: str
     cpu_model: str | None
     isa: list[str] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
@@ -642,6 +648,7 @@ class Context(Part):
     provider: str
     session_config: dict[str, str]
     input_shapes: dict[str, list[int]]
+    inputs_sha256: str | None = Field(None, description="of the npz file with the inputs; null for random ones")
     block_runs: int
     dropped_runs: int
     started_at: str = Field(description="ISO 8601, UTC")
@@ -728,7 +735,8 @@ class Pilot(Part):
 class Bench(Record):
     """`bench.json`: raw samples first, everything else derived from them.
 
-    Format 1: first version; what came later (`pilot`, `paced`, `sustained`, `operators`) may be missing.
+    Format 1: first version; what came later (`pilot`, `paced`, `sustained`, `operators`, `inputs_sha256`) may be
+    missing.
     """
 
     history: ClassVar[str] = "1: first version"

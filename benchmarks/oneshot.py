@@ -29,13 +29,13 @@ from ..export.calibration import Samples
 from ..export.compress import AUTO_FORMS, Network, Wish, plan_of, steps_of
 from ..export.evaluate import score
 from ..export.fold import tidy
+from ..export.frontier import Step
 from ..export.graphs import load, save
 from ..export.layers import layers_of
 from ..export.passes.fold_batchnorm import fold_batchnorm
 from ..export.passes.fold_channels import fold_channels
 from ..export.prune import prune
 from ..export.reporting import silent
-from ..export.solve import Step
 from ..files import replacing
 from ..records import DataSpec, ModelSpec, OneShotRow
 from .rows import read, write

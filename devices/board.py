@@ -17,6 +17,7 @@ import glob
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -386,6 +387,34 @@ def pin(cores: list[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
+def contest(request: dict[str, Any]) -> dict[str, Any]:
+    """Small models in turns, one run each, in another random order every round; seconds by model and round.
+
+    A run finds the caches as the other models left them, as a layer in a network does. It ends after
+    `request["rounds"]`, or when `request["seconds"]` are over and three are done.
+    """
+    pin(request["cores"])
+    check_session_config(request["session_config"])
+    provider = find_provider(request["provider"])
+    config = dict(request["session_config"])
+    if request["threads"] > 1:
+        config.setdefault("session.force_spinning_stop", "1")  # every session has a pool of its own
+    runs = []
+    for path in request["models"]:
+        session = open_session({**request, "session_config": config, "model": path}, provider)
+        runs.append((session, make_feed(session.get_inputs(), request), []))
+    gc.collect()
+    gc.disable()
+    order, begin = random.Random(request["seed"]), time.perf_counter()
+    for warm in (True, True, *[False] * request["rounds"]):
+        for session, feed, samples in order.sample(runs, len(runs)):
+            samples += [] if warm and run_timed(session, feed, 1) else run_timed(session, feed, 1)
+        done = len(runs[0][2])
+        if done >= 3 and time.perf_counter() - begin > request["seconds"]:
+            break
+    return {"samples_s": [samples for _, _, samples in runs]}
+
+
 def operators(request: dict[str, Any]) -> dict[str, Any]:
     """Seconds of every node in each of `request["runs"]` runs, from the runtime's profile; the first is dropped."""
     pin(request["cores"])
@@ -519,7 +548,8 @@ def main() -> None:
             elif request["command"] == "paced" and server is not None:
                 answer = server.paced(request["rate_hz"], request["frames"])
             else:
-                answer = {"probe": probe, "weather": weather, "operators": operators}[request["command"]](request)
+                commands = {"probe": probe, "weather": weather, "operators": operators, "contest": contest}
+                answer = commands[request["command"]](request)
         except Refused as error:
             answer = {"error": str(error)}
         except runtime_errors() as error:

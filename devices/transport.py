@@ -71,6 +71,12 @@ class Frames(Part):
     dropped: Annotated[int, Field(ge=0)]
 
 
+class Turns(Part):
+    """Seconds of each model in each round of a contest."""
+
+    samples_s: list[list[Seconds]]
+
+
 class NodeTimes(Part):
     """One node of the optimised graph: its seconds in each run."""
 
@@ -92,6 +98,16 @@ def profile(process: BoardProcess, request: dict[str, Any], runs: int, limit_s: 
     found = checked(Profile, process.ask({"command": "operators", **request, "runs": runs}, limit_s))
     if {len(found.runs_s), *(len(node.samples_s) for node in found.nodes)} - {runs}:
         raise DeviceError(f"the board's profile does not have the {runs} runs that were asked for; run again")
+    return found
+
+
+def contest(process: BoardProcess, request: dict[str, Any], rounds: int, seconds: float) -> list[list[float]]:
+    """Seconds of each of `request["models"]`, which take turns of one run, in each of up to `rounds` rounds."""
+    limit_s = LOAD_LIMIT_S + 20 * seconds
+    answer = process.ask({"command": "contest", **request, "rounds": rounds, "seconds": seconds}, limit_s)
+    found = checked(Turns, answer).samples_s
+    if len(found) != len(request["models"]) or len({len(samples) for samples in found}) != 1 or not found[0]:
+        raise DeviceError("the board did not answer as many samples for every model; run again")
     return found
 
 

@@ -26,6 +26,7 @@ from .choose import plan_by_energy
 from .damage import Candidate, Effects, Objective, candidates, damage_of
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
+from .frontier import Step, frontier, within
 from .graphs import drop_unused_initializers, is_large, refresh_shapes
 from .layers import Layer, layers_of
 from .moments import collect
@@ -35,7 +36,6 @@ from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
 from .prune import prune
 from .reporting import Report, silent
-from .solve import Step, frontier, within
 from .walk import Walk
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")

@@ -62,6 +62,10 @@ class AnyForm(ABC):
         """Channels between the factors at `rank`, each cut to its largest."""
         return tuple(min(rank, most) for most in self.most(shape))
 
+    @abstractmethod
+    def shapes_at(self, shape: Sequence[int], ranks: Sequence[int]) -> tuple[KernelShape, ...]:
+        """Kernel shapes of the convolutions with these channels between them, in the order they run."""
+
     def parameters(self, shape: Sequence[int], rank: int) -> int:
         """Weights in all factors, without the bias."""
         return sum(_size(factor) for factor in self.factor_shapes(shape, rank))
@@ -124,6 +128,10 @@ class Form(AnyForm):
         first_h, first_w = (h if "h" in self.strided else 1), (w if "w" in self.strided else 1)
         return (rank, i, first_h, first_w), (o, rank, h // first_h, w // first_w)
 
+    def shapes_at(self, shape: Sequence[int], ranks: Sequence[int]) -> tuple[KernelShape, KernelShape]:
+        """r×i×…, o×r×…."""
+        return self.factor_shapes(shape, *ranks)
+
     def most(self, shape: Sequence[int]) -> tuple[int]:
         """The smaller side of the matrix."""
         (_, i, first_h, first_w), (o, _, h, w) = self.factor_shapes(shape, 1)
@@ -154,8 +162,12 @@ class Tucker2(AnyForm):
 
     def factor_shapes(self, shape: Sequence[int], rank: int) -> tuple[KernelShape, ...]:
         """r₁×i, r₂×r₁×h×w, o×r₂."""
+        return self.shapes_at(shape, self.ranks(shape, rank))
+
+    def shapes_at(self, shape: Sequence[int], ranks: Sequence[int]) -> tuple[KernelShape, ...]:
+        """r₁×i, r₂×r₁×h×w, o×r₂."""
         o, i, h, w = shape
-        into, out = self.ranks(shape, rank)
+        into, out = ranks
         return (into, i, 1, 1), (out, into, h, w), (o, out, 1, 1)
 
 

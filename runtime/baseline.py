@@ -12,17 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import CheckFailed, Inconclusive, InputError
-from ..records import Bench, Change, Changes, Context
-from .gate import standing
+from ..records import Bench, Change, Changes, Context, Facts
+from .gate import ON_THE_LIMIT, pairs_to_decide, standing
 from .stats import Interval, pair_log_ratio, pairs_of, welch_interval
 
 # What decides how fast a model runs, in the order in which a difference is named. Not here: what the machine was busy
 # with, free memory, the kernel's and Python's versions, and the length of the blocks, which follows the speed.
-_KEYS = ("device", "provider", "threads", "cores", "session_config", "input_shapes", "dropped_runs")
-_FACTS = (
-    "architecture", "cpu_model", "isa", "logical_cores", "hypervisor", "emulated", "onnxruntime_version", "layout",
-    "tile",
-)  # fmt: skip
+_KEYS = ("device", "provider", "threads", "cores", "session_config", "input_shapes", "inputs_sha256", "dropped_runs")
 
 
 def changes(old: Bench, new: Bench) -> Changes:
@@ -76,14 +72,16 @@ def judge(found: Changes, limit: float) -> str:
 
     CheckFailed if a whole interval violates it; Inconclusive if the limit lies inside one and none violates it.
     """
-    stands = {
-        change.variant: standing(Interval(change.time, change.low, change.high), limit) for change in found.changes
-    }
+    times = {change.variant: Interval(change.time, change.low, change.high) for change in found.changes}
+    stands = {name: standing(time, limit) for name, time in times.items()}
     lines = {change.variant: f"{_sentence(change)}, the limit is {limit:g}" for change in found.changes}
     if failed := [lines[name] for name, stand in stands.items() if stand == "fails"]:
         raise CheckFailed(f"gate fails: {'; '.join(failed)}")
-    if open_ := [lines[name] for name, stand in stands.items() if stand == "undecided"]:
-        raise Inconclusive(f"gate is undecided: {'; '.join(open_)}; measure with more pairs")
+    if open_ := [change for change in found.changes if stands[change.variant] == "undecided"]:
+        needed = [pairs_to_decide(limit, times[change.variant], min(change.pairs)) for change in open_]
+        counts = [pairs for pairs in needed if pairs is not None]
+        advice = f"measure both with {max(counts)} pairs" if len(counts) == len(needed) else ON_THE_LIMIT
+        raise Inconclusive(f"gate is undecided: {'; '.join(lines[change.variant] for change in open_)}; {advice}")
     return f"gate holds: {'; '.join(lines.values())}"
 
 
@@ -94,7 +92,7 @@ def _sentence(change: Change) -> str:
 def _settings(old: Context, new: Context) -> Iterator[tuple[str, Any, Any]]:
     for key in _KEYS:
         yield key, getattr(old, key), getattr(new, key)
-    for key in _FACTS:
+    for key in Facts.DECISIVE:
         yield key, getattr(old.facts, key), getattr(new.facts, key)
     governors = [sorted({c.governor for c in context.weather_before.cores if c.governor}) for context in (old, new)]
     yield "governor", governors[0], governors[1]

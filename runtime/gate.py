@@ -15,6 +15,8 @@ from .stats import Interval
 _FORM = re.compile(r"\s*(?P<variant>\S.*?)\s*<=\s*(?:(?P<factor>[0-9.eE+-]+)\s*\*\s*)?(?P<reference>[^\s*][^*]*?)\s*")
 _MANY_PAIRS = 1000  # beyond this the claim is as good as the estimate itself: more pairs will not tell
 
+ON_THE_LIMIT = "the estimate lies on the limit, more pairs will hardly decide it: move the limit"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -89,16 +91,26 @@ def _time_share(gate: Gate, comparison: Comparison) -> Interval:
     return Interval(1 / comparison.ratio, 1 / comparison.high, 1 / comparison.low)
 
 
-def _needed(limit: float, share: Interval, comparison: Comparison, bench: Bench) -> str:
-    """How much longer: the half-width falls as 1 / √pairs until it is below the distance to the limit."""
+def pairs_to_decide(limit: float, share: Interval, pairs: int) -> int | None:
+    """Pairs with which the interval would no longer contain `limit`, if its middle stays where it is, and one to spare.
+
+    The half-width falls as 1 / √pairs until it is below the distance to the limit. None where the estimate lies on it.
+    """
     half = math.log(share.high / share.low) / 2
     distance = abs(math.log(limit / share.value))
-    if distance * math.sqrt(_MANY_PAIRS) < half * math.sqrt(comparison.pairs):
-        return "the estimate lies on the limit, more pairs will hardly decide it: move the limit"
-    pairs = math.ceil(comparison.pairs * (half / distance) ** 2)
-    more = pairs + 1 - comparison.pairs  # one to spare
+    if distance * math.sqrt(_MANY_PAIRS) < half * math.sqrt(pairs):
+        return None
+    return math.ceil(pairs * (half / distance) ** 2) + 1
+
+
+def _needed(limit: float, share: Interval, comparison: Comparison, bench: Bench) -> str:
+    """How much longer it takes to decide."""
+    pairs = pairs_to_decide(limit, share, comparison.pairs)
+    if pairs is None:
+        return ON_THE_LIMIT
+    more = pairs - comparison.pairs
     seconds = more * _pair_s(comparison, bench)
-    return f"about {more} more pairs would decide it, {seconds:.0f} s longer: measure with {pairs + 1} pairs"
+    return f"about {more} more pairs would decide it, {seconds:.0f} s longer: measure with {pairs} pairs"
 
 
 def _pair_s(comparison: Comparison, bench: Bench) -> float:

@@ -21,7 +21,7 @@ from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pil
 from .diagnose import diagnose
 from .load import paced, sustained
 from .operators import operators
-from .serving import Board, Clock, Model, check_unchanged, naming, source
+from .serving import Board, Clock, Model, check_unchanged, naming, sha256_at, source
 from .stats import half_width as ratio_half_width
 from .stats import pair_log_ratio, pairs_of, ratio_interval
 from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
@@ -127,6 +127,7 @@ def measure(
         provider=trials[0].providers[0],
         session_config=dict(options.session_config),
         input_shapes=trials[0].input_shapes,
+        inputs_sha256=None if options.inputs is None else sha256_at(options.inputs),
         block_runs=turns.runs,
         dropped_runs=options.dropped_runs,
         started_at=started_at,

@@ -73,10 +73,11 @@ def source(name: str, path: Path) -> Model:
     for tensor in model.graph.initializer:
         if tensor.data_type in costs.FLOATS and np.isnan(to_array(tensor)).any():
             raise InputError(f"{path}: initialiser '{tensor.name}' contains NaN; train or export it again")
-    return Model(name, path, sha256=_sha256(path), costs=costs.count(model))
+    return Model(name, path, sha256=sha256_at(path), costs=costs.count(model))
 
 
-def _sha256(path: Path) -> str:
+def sha256_at(path: Path) -> str:
+    """The digest of a file; InputError where it cannot be read."""
     try:
         return sha256_of(path)
     except OSError as error:
@@ -86,5 +87,5 @@ def _sha256(path: Path) -> str:
 def check_unchanged(models: list[Model]) -> None:
     """Every launch opened the file anew: it must be the one that was named."""
     for model in models:
-        if _sha256(model.path) != model.sha256:
+        if sha256_at(model.path) != model.sha256:
             raise InputError(f"{model.path} changed while it was measured; measure again")

@@ -6,6 +6,7 @@ fold_constants   what depends on no input, computed once                        
 fold_batchnorm   BatchNormalization into the layer before it                                      exact
 fold_channels    dead channels out of every layer they touch                                      exact
 factorize        the layers of a plan become two convolutions each                                lossy
+rewrites         what the runtime may run faster written another way                              exact
 flush_denormals  weights too small for the fast path become zero                                  exact
 simplify         onnxsim, its result untouched by trust: parity is checked outside
 Every pass is idempotent. Enters: a model with inferred shapes. Leaves: the same, shapes fresh.

@@ -1,51 +1,105 @@
-"""The frontier against every combination, on problems small enough to try them all."""
+"""The choice against every combination, on problems small enough to try them all, and its time on large ones."""
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
 
 from rankfold.errors import CheckFailed
-from rankfold.export.damage import Candidate
-from rankfold.export.solve import frontier, hull, within
+from rankfold.export.solve import Option, Problem
+
+CLOSE = 1e-4  # the gap that the solver may leave
 
 
-def problem(seed: int) -> tuple[dict[str, int], dict[str, list[Candidate]]]:
-    rng = np.random.default_rng(seed)
-    dense = {name: int(rng.integers(80, 200)) for name in "abcd"}
-    found = {
-        name: [Candidate("channel", (rank,), int(macs * share), 0, 0.0, float(rng.exponential() * (1 - share) ** 2))
-               for rank, share in enumerate(rng.uniform(0.1, 0.95, 5), 1)]
-        for name, macs in dense.items()
-    }  # fmt: skip
-    return dense, found
+def layers_alone(rng: np.random.Generator, count: int, options: int) -> Problem[int]:
+    layers = {}
+    for layer in range(count):
+        dense = rng.uniform(1, 3)
+        others = [
+            Option(k, {"seconds": dense * share, "damage": float(rng.exponential() * (1 - share) ** 2)})
+            for k, share in enumerate(rng.uniform(0.1, 1.1, options - 1), 1)
+        ]
+        layers[f"l{layer}"] = [Option(0, {"seconds": dense, "damage": 0.0}), *others]
+    return Problem(layers)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_each_step_is_the_best_at_its_cost(seed):
-    dense, found = problem(seed)
-    options = [[(dense[name], 0.0), *((c.macs, c.damage) for c in found[name])] for name in dense]
-    every = [(sum(m for m, _ in combined), sum(d for _, d in combined)) for combined in product(*options)]
-    steps = frontier(dense, found)
-    assert steps[0].cost == sum(dense.values())
-    for before, step in pairwise(steps):
-        assert step.cost < before.cost
-        assert step.damage > before.damage
-        assert step.damage <= min(damage for macs, damage in every if macs <= step.cost) + 1e-12
-        chosen = step.chosen
-        assert step.cost == sum(c.macs if (c := chosen[name]) else dense[name] for name in dense)
+def with_widths(rng: np.random.Generator, count: int, widths: int, options: int) -> Problem[int]:
+    """A chain: layer k reads group k − 1 and writes group k."""
+    groups = {
+        f"g{k}": {w: {"damage": float(rng.exponential() * (1 - w / widths) ** 2)} for w in range(1, widths + 1)}
+        for k in range(count - 1)
+    }
+    layers = {}
+    for k in range(count):
+        found, dense = [], rng.uniform(1, 3)
+        sides = [name for name in (f"g{k - 1}", f"g{k}") if name in groups]
+        for sizes in product(*(groups[name] for name in sides)):
+            share = float(np.prod([size / widths for size in sizes]))
+            for way in range(options):
+                costs = {
+                    "seconds": dense * share * (1 if way == 0 else rng.uniform(0.2, 1.2)),
+                    "damage": 0.0 if way == 0 else float(rng.exponential() * 0.2),
+                }
+                found.append(Option(way, costs, dict(zip(sides, sizes, strict=True))))
+        layers[f"l{k}"] = found
+    return Problem(layers, groups, {"seconds": 0.5})
 
 
-def test_a_candidate_that_costs_more_and_damages_more_is_never_taken():
-    good, worse = Candidate("spatial", (2,), 50, 0, 0.1, 0.1), Candidate("channel", (2,), 60, 0, 0.2, 0.2)
-    assert hull(100, [worse, good]) == [good]
+def best_of_all(problem: Problem[int], limit: float) -> float:
+    """The least damage within the limit, by trying everything."""
+    best = np.inf
+    names = list(problem.groups)
+    for widths in product(*(problem.groups[name] for name in names)):
+        has = dict(zip(names, widths, strict=True))
+        own = sum(problem.groups[name][width]["damage"] for name, width in has.items())
+        open_ = [[one for one in options if all(has[g] == w for g, w in one.widths.items())]
+                 for options in problem.layers.values()]  # fmt: skip
+        for combined in product(*open_):
+            seconds = problem.base.get("seconds", 0.0) + sum(one.costs["seconds"] for one in combined)
+            if seconds <= limit:
+                best = min(best, own + sum(one.costs["damage"] for one in combined))
+    return best
 
 
-def test_a_budget_below_the_smallest_is_refused():
-    steps = frontier({"a": 100}, {"a": [Candidate("channel", (1,), 40, 0, 0.5, 0.5)]})
-    assert within(steps, 99).cost == 40
-    assert within(steps, 100).chosen == {"a": None}
-    with pytest.raises(CheckFailed, match="expected at most 39 MACs, found 40 at the smallest ranks; allow 40 or more"):
-        within(steps, 39)
+@pytest.mark.parametrize("part", range(5))
+def test_the_choice_is_the_best_of_all(part):
+    """500 small problems: 300 of layers alone, 200 with widths."""
+    rng = np.random.default_rng(part)
+    for index in range(100):
+        problem = layers_alone(rng, 4, 5) if index % 5 < 3 else with_widths(rng, 3, 3, 2)
+        dense = problem.least("damage").totals["seconds"]
+        least = problem.least("seconds").totals["seconds"]
+        limit = least + rng.uniform(0, 1) * (dense - least)
+        found = problem.solve("damage", {"seconds": limit})
+        assert found.totals["seconds"] <= limit * (1 + 1e-6)
+        expected = best_of_all(problem, limit * (1 + 1e-6))
+        assert found.totals["damage"] <= expected * (1 + CLOSE) + 1e-9
+        assert found.totals["damage"] >= expected - 1e-9
+
+
+def test_a_limit_that_no_choice_meets_is_refused():
+    problem = Problem({"a": [Option(0, {"seconds": 2.0}), Option(1, {"seconds": 1.0, "damage": 1.0})]})
+    assert problem.least("seconds").options["a"].what == 1
+    with pytest.raises(CheckFailed, match=r"no choice has seconds at most 0\.5; allow more"):
+        problem.solve("damage", {"seconds": 0.5})
+
+
+def test_two_limits_hold_at_once():
+    rng = np.random.default_rng(0)
+    options = [Option(k, {"seconds": 1 / k, "bytes": float(k), "damage": rng.random()}) for k in range(1, 9)]
+    problem = Problem(dict.fromkeys("abc", options))
+    found = problem.solve("damage", {"seconds": 1.0, "bytes": 12.0})
+    assert found.totals["seconds"] <= 1.0 + 1e-6
+    assert found.totals["bytes"] <= 12.0 + 1e-6
+
+
+def test_large_problems_are_solved_with_a_small_gap():
+    """160 layers of 200 options; and 53 layers with 8 widths a group and 12 ways. How long it takes is for the soak."""
+    rng = np.random.default_rng(0)
+    problem = layers_alone(rng, 160, 200)
+    dense = problem.least("damage").totals["seconds"]
+    found = problem.solve("damage", {"seconds": dense / 2})
+    assert found.gap <= 1e-3
+    assert found.totals["seconds"] <= dense / 2 * (1 + 1e-6)

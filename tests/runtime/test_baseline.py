@@ -65,6 +65,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         (lambda: with_context(now(), cores=[0]), "cores", r"\[3\] then, \[0\] now"),
         (lambda: with_context(now(), session_config={"a": "1"}), "session_config", "'a': '1'"),
         (lambda: with_context(now(), input_shapes={"x": [2, 3, 16, 16]}), "input_shapes", r"\[2, 3, 16, 16\]"),
+        (lambda: with_context(now(), inputs_sha256="ab12"), "inputs_sha256", "None then, 'ab12' now"),
         (lambda: with_context(now(), dropped_runs=0), "dropped_runs", "2 then, 0 now"),
         (lambda: with_facts(architecture="x86_64"), "architecture", "'aarch64' then"),
         (lambda: with_facts(cpu_model="Other Board"), "cpu_model", "'Other Board' now"),
@@ -120,7 +121,7 @@ def test_the_gate_wants_the_whole_interval():
     with pytest.raises(CheckFailed, match=r"gate fails: compact takes 1\.1\d\d of its old time"):
         judge(changes(then(), now(ratio=1.8)), 1.02)
     with pytest.raises(
-        Inconclusive, match=r"gate is undecided: compact takes .*, the limit is 1.02; measure with more"
+        Inconclusive, match=r"gate is undecided: compact takes .*, the limit is 1.02; measure both with \\d+ pairs"
     ):
         judge(changes(then(), now(ratio=1.96, noise=0.5)), 1.02)
 

@@ -1,0 +1,176 @@
+"""What a plan will take on a device: layers from the latency table, the whole from measured networks.
+
+A layer's time is a ratio to the same layer dense, timed side by side. What the dense layers take of the network's time is
+in proportion to their times alone; how much all of them take together is fitted once, on the network with every layer in
+its fastest way, which a cache that is cold in one and warm in the other would otherwise get wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.latency import Contest, Stopwatch, Timed, key_of
+from .candidates import DENSE, Place, Way, frames_of, model_of, place_of
+from .decompose import Factors
+from .forms import resolve_any
+from .graphs import drop_unused_initializers, refresh_shapes, serialize
+from .layers import Layer, layers_of
+from .passes.factorize import replace
+from .passes.rewrites import REWRITES
+from .reporting import Report, silent
+
+_AT_FIRST = 5  # ranks of a form that are timed at once; those chosen are timed later
+_GAIN = 0.995  # a rewrite is kept where it takes less of the time than this, surely
+_SURE = 2.0  # standard errors
+
+
+class LayerTimes:
+    """Ratios of layers written in some way to the same layers dense."""
+
+    def __init__(self, layers: Sequence[Layer], ways: Mapping[str, Sequence[Way]], watch: Stopwatch) -> None:
+        self._watch = watch
+        self.places = {layer.name: place_of(layer) for layer in layers if layer.name in ways}
+        self._ways: dict[Place, set[Way]] = {}
+        for name, place in self.places.items():
+            self._ways.setdefault(place, set()).update(ways[name])
+        self._known: dict[Place, dict[Way, float]] = {}
+
+    def measure(self, wanted: Mapping[str, Iterable[Way]] | None = None, report: Report = silent) -> int:
+        """Time these ways, or without them a few ranks of every form; returns how many models were timed now."""
+        asked: dict[Place, set[Way]] = {place: set() for place in self._ways}
+        if wanted is None:
+            asked = {place: set(_spread(ways)) for place, ways in self._ways.items()}
+        else:
+            for name, ways in wanted.items():
+                asked[self.places[name]].update(ways)
+        contests = [self._all_dense(), *(_contest(place, sorted(ways, key=_order)) for place, ways in asked.items())]
+        timed = self._watch.fill(contests, lambda done, total: report("timing candidates", done, total))
+        for place, ways in asked.items():
+            self._learn(place, ways)
+        return timed
+
+    def _all_dense(self) -> Contest:
+        """The dense layers against one another."""
+        models = [model for place in self._ways for model in (model_of(place, DENSE), *frames_of(place))]
+        return Contest(models[0], models)
+
+    def _learn(self, place: Place, ways: Iterable[Way]) -> None:
+        dense = model_of(place, DENSE)
+        table = self._watch.table.known(dense)
+        around = fmean(table[key_of(frame)].ratio for frame in frames_of(place))
+        own = max(1 - around, 1e-6)
+        known = self._known.setdefault(place, {DENSE: 1.0})
+        for way in ways:
+            if way != DENSE:
+                known[way] = max((table[key_of(model_of(place, way))].ratio - around) / own, 0.0)
+
+    def dense(self, name: str) -> float:
+        """Time of the dense layer, without what is around it, as a multiple of one that is the same for all."""
+        first = self._all_dense().reference
+        table, place = self._watch.table.known(first), self.places[name]
+        models = [model_of(place, DENSE), *frames_of(place)]
+        whole, *around = (1.0 if model == first else table[key_of(model)].ratio for model in models)
+        return max(whole - fmean(around), 0.0)
+
+    def is_timed(self, name: str, way: Way) -> bool:
+        """Whether the ratio was measured, not read off its neighbours."""
+        return way in self._known[self.places[name]]
+
+    def ratio(self, name: str, way: Way) -> float:
+        """Time of the layer in this way / dense; between two timed ranks of a form a straight line."""
+        known = self._known[self.places[name]]
+        if way in known:
+            return known[way]
+        points = sorted((max(one.ranks), value) for one, value in known.items() if one.form == way.form)
+        ranks, values = zip(*points, strict=True)
+        return float(np.interp(max(way.ranks), ranks, values))
+
+    def fastest(self, name: str) -> Way:
+        """The way that was timed fastest."""
+        known = self._known[self.places[name]]
+        return min(known, key=lambda way: known[way])
+
+
+def _spread(ways: Iterable[Way]) -> list[Way]:
+    """Of each form the lowest rank, the highest and some between."""
+    forms: dict[str, list[Way]] = {}
+    for way in ways:
+        forms.setdefault(way.form, []).append(way)
+    found = []
+    for same in forms.values():
+        same.sort(key=_order)
+        found += [same[round(at)] for at in np.linspace(0, len(same) - 1, min(_AT_FIRST, len(same)))]
+    return found
+
+
+def _order(way: Way) -> tuple[str, int, tuple[int, ...]]:
+    return way.form, max(way.ranks, default=0), way.ranks
+
+
+def _contest(place: Place, ways: Sequence[Way]) -> Contest:
+    dense = model_of(place, DENSE)
+    return Contest(dense, [*frames_of(place), *(model_of(place, way) for way in ways)] if ways else [])
+
+
+# --- whole networks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Time of a plan / time of the network with all layers dense: 1 − Σ share · (1 − ratio)."""
+
+    times: LayerTimes
+    shares: Mapping[str, float]
+
+    def total(self, ways: Mapping[str, Way]) -> float:
+        """Of a way for every layer; one that is not named is dense."""
+        return 1 - sum(self.shares[name] * (1 - self.times.ratio(name, way)) for name, way in ways.items())
+
+    @classmethod
+    def fitted(cls, times: LayerTimes, measured: float, ways: Mapping[str, Way]) -> Forecast:
+        """Shares in proportion to the dense layers' times, such that `ways` take `measured` of the dense time."""
+        dense = {name: times.dense(name) for name in times.places}
+        whole = sum(dense.values())
+        saved = sum(dense[name] / whole * (1 - times.ratio(name, way)) for name, way in ways.items())
+        layers = (1 - measured) / saved if saved > 0 else 1.0
+        return cls(times, {name: max(layers, 0.0) * own / whole for name, own in dense.items()})
+
+
+def sketch(model: ir.Model, ways: Mapping[str, Way], rewrites: Iterable[str]) -> bytes:
+    """The network with its layers in these ways, to be timed: factors are random, of a size that keeps activations'."""
+    copy = ir.from_proto(ir.to_proto(model))
+    generator = np.random.default_rng(0)
+    for layer in layers_of(copy):
+        way = ways.get(layer.name, DENSE)
+        if way != DENSE:
+            form = resolve_any(way.form, layer.shape)
+            kernels = tuple(
+                generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+                for shape in form.shapes_at(layer.shape, way.ranks)
+            )
+            replace(layer, form, Factors(kernels))
+    drop_unused_initializers(copy.graph)
+    refresh_shapes(copy)
+    for name in rewrites:
+        REWRITES[name](copy)
+    return serialize(copy)
+
+
+def useful_rewrites(model: ir.Model, watch: Stopwatch) -> list[str]:
+    """The exact rewrites that this network runs faster with, each tried alone."""
+    plain = sketch(model, {}, [])
+    written = {name: sketch(model, {}, [name]) for name in REWRITES}
+    tried = {name: content for name, content in written.items() if content != plain}
+    if not tried:
+        return []
+    timed = watch.timed(plain, list(tried.values()))
+    return [name for name, content in tried.items() if _is_faster(timed[key_of(content)])]
+
+
+def _is_faster(found: Timed) -> bool:
+    return found.ratio * np.exp(_SURE * found.error) < _GAIN

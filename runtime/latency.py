@@ -1,0 +1,209 @@
+"""The latency table: how long small models take, as a multiple of one another, kept from one call to the next.
+
+It times opaque bytes. Models of one contest are alive in one process and take turns of a single run each, in random
+order: each finds the caches as the others left them, and all meet the same weather. Stored is the ratio to the
+contest's reference, under all that decides how fast a model runs; seconds of two days are never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from ..devices.transport import Transport, contest
+from ..errors import InputError
+from ..records import Facts
+from .stats import most_frequent, undisturbed
+from .turns import Options, choose_cores
+
+LAUNCHES = 2  # processes a contest is held in: whole launches differ
+ROUNDS, SECONDS = 800, 6.0  # of a contest, whichever comes first; three rounds a launch at least
+_NEAR = 16  # rounds within which runs are compared: the machine changes from one second to the next
+_PARTS = 5  # of a launch's rounds, whose spread says how sure a ratio is
+_BUSY_S = 60.0  # to wait for another process that writes
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS setting (hash TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS timed (
+    setting TEXT NOT NULL REFERENCES setting (hash), reference TEXT NOT NULL, model TEXT NOT NULL, ratio REAL NOT NULL,
+    error REAL NOT NULL, reference_s REAL NOT NULL, rounds INTEGER NOT NULL, measured_at TEXT NOT NULL,
+    PRIMARY KEY (setting, reference, model)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Time of a model / time of its reference, the standard error of the ratio's logarithm, and the reference's seconds
+    in that contest.
+    """
+
+    ratio: float
+    error: float
+    reference_s: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Serialised models to be timed against `reference`, which is one of them."""
+
+    reference: bytes
+    models: Sequence[bytes]
+
+
+def key_of(model: bytes) -> str:
+    """What a model is called in the table."""
+    return hashlib.sha256(model).hexdigest()[:32]
+
+
+def setting_of(facts: Facts, options: Options) -> dict[str, object]:
+    """All that decides how fast a model runs there: what must agree before a stored ratio is used."""
+    cores = choose_cores(options, facts)
+    found: dict[str, object] = {key: getattr(facts, key) for key in Facts.DECISIVE}
+    cluster = [index for index, members in enumerate(facts.clusters) if set(members) & set(cores)]
+    found |= {"threads": options.threads, "cores": len(cores), "clusters": cluster, "provider": options.provider}
+    return found | {"session_config": dict(sorted(options.session_config.items()))}
+
+
+class Table:
+    """A SQLite file. Several processes may read and write it at the same time."""
+
+    def __init__(self, path: Path, setting: Mapping[str, object]) -> None:
+        self.path = path
+        text = json.dumps(setting, sort_keys=True)
+        self._setting = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as connection:
+            connection.executescript(_SCHEMA)
+            connection.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (self._setting, text))
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; InputError where the file is no table."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_S)) as connection, connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                yield connection
+        except sqlite3.Error as error:
+            raise InputError(f"{self.path}: expected a latency table, found {error}; name another file") from error
+
+    def known(self, reference: bytes) -> dict[str, Timed]:
+        """What has been timed against a reference, by the models' keys."""
+        columns = "SELECT model, ratio, error, reference_s, rounds FROM timed WHERE setting = ? AND reference = ?"
+        with self._open() as connection:
+            rows = connection.execute(columns, (self._setting, key_of(reference))).fetchall()
+        return {model: Timed(*values) for model, *values in rows}
+
+    def add(self, reference: bytes, found: Mapping[str, Timed]) -> None:
+        """Store ratios at once; a newer one replaces the older."""
+        now, against = datetime.now(UTC).isoformat(timespec="seconds"), key_of(reference)
+        rows = [
+            (self._setting, against, model, one.ratio, one.error, one.reference_s, one.rounds, now)
+            for model, one in found.items()
+        ]
+        with self._open() as connection:
+            connection.executemany("INSERT OR REPLACE INTO timed VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def count(self) -> int:
+        """Ratios stored for this setting."""
+        with self._open() as connection:
+            return connection.execute("SELECT COUNT(*) FROM timed WHERE setting = ?", (self._setting,)).fetchone()[0]
+
+
+def table_path() -> Path:
+    """Where the table lies by default (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold" / "latency.sqlite"
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """A device on which models are timed against one another, and the table of what it has said before."""
+
+    transport: Transport
+    facts: Facts
+    options: Options
+    table: Table
+
+    def fill(self, contests: Sequence[Contest], report: Callable[[int, int], None] = lambda done, total: None) -> int:
+        """Time what the table lacks, each contest stored as soon as it is over; returns how many models.
+
+        A contest is held again with its reference and what is missing. `report(done, total)` counts models.
+        """
+        todo = [(one.reference, self._missing(one)) for one in contests]
+        todo = [(reference, missing) for reference, missing in todo if missing]
+        total, done = sum(len(missing) for _, missing in todo), 0
+        for reference, missing in todo:
+            report(done, total)
+            self.table.add(reference, self.timed(reference, missing))
+            done += len(missing)
+        report(done, total)
+        return total
+
+    def _missing(self, one: Contest) -> list[bytes]:
+        known = self.table.known(one.reference)
+        found = {key_of(model): model for model in one.models if model != one.reference and key_of(model) not in known}
+        return list(found.values())
+
+    def timed(self, reference: bytes, models: Sequence[bytes]) -> dict[str, Timed]:
+        """Hold one contest, now, whatever the table says; ratios by the models' keys."""
+        names = [key_of(reference), *map(key_of, models)]
+        launches: list[np.ndarray] = []
+        with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
+            paths = [str(Path(folder) / f"{name}.onnx") for name in names]
+            for path, model in zip(paths, (reference, *models), strict=True):
+                Path(path).write_bytes(model)
+            for launch in range(LAUNCHES):
+                request = {
+                    "models": paths,
+                    "threads": self.options.threads,
+                    "provider": self.options.provider,
+                    "session_config": dict(self.options.session_config),
+                    "cores": choose_cores(self.options, self.facts),
+                    "seed": self.options.seed + launch,
+                }
+                with self.transport.launch() as process:
+                    samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)
+                launches.append(np.log(np.asarray(samples)))
+        reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())
+        return {
+            name: _timed([(launch[0], launch[index]) for launch in launches], reference_s)
+            for index, name in enumerate(names)
+            if index
+        }
+
+
+def stopwatch(transport: Transport, facts: Facts, options: Options, path: Path | None = None) -> Stopwatch:
+    """A stopwatch with the table of `path`, or of `table_path()`."""
+    return Stopwatch(transport, facts, options, Table(path or table_path(), setting_of(facts, options)))
+
+
+def _timed(launches: Sequence[tuple[np.ndarray, np.ndarray]], reference_s: float) -> Timed:
+    """A model's ratio: the most frequent one between its runs and its reference's, launch by launch."""
+    logs = [_log_ratio(mine, theirs) for theirs, mine in launches]
+    parts = [
+        _log_ratio(*part)
+        for theirs, mine in launches
+        for part in zip(*(np.array_split(times, _PARTS) for times in (mine, theirs)), strict=True)
+        if len(part[0])
+    ]
+    error = float(np.std(parts, ddof=1)) / math.sqrt(len(parts)) if len(parts) > 1 else math.inf
+    return Timed(math.exp(fmean(logs)), error, reference_s, sum(len(mine) for mine, _ in launches))
+
+
+def _log_ratio(mine: np.ndarray, theirs: np.ndarray) -> float:
+    near = range(0, len(mine), _NEAR)
+    return most_frequent(
+        np.concatenate([np.subtract.outer(mine[k : k + _NEAR], theirs[k : k + _NEAR]).ravel() for k in near])
+    )
