@@ -11,6 +11,7 @@ import typer
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .export.budget import Budget
     from .export.calibration import Preprocess
     from .records import Damage, ModelScore, Plan
 
@@ -110,6 +111,11 @@ def compress(
     data: Annotated[Path | None, typer.Option("--data", help="Calibration: an npz file or images; no labels.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 512,
     form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: the best a layer.")] = "auto",
+    budget: Annotated[float | None, typer.Option(help="Share of the file's time on --device, measured there.")] = None,
+    latency: Annotated[str | None, typer.Option(help="The same as a time, e.g. 3ms.")] = None,
+    damage: Annotated[float | None, typer.Option(help="The fastest with at most this error of the outputs.")] = None,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads inside the network when it is timed.")] = 1,
+    table: Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")] = None,
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     macs: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the folded model's MACs to keep.")] = None,
     budget_bytes: Annotated[int | None, typer.Option(min=1, help="Largest file, for those who lack flash.")] = None,
@@ -144,6 +150,7 @@ def compress(
         energy=energy,
         macs=macs,
         budget_bytes=budget_bytes,
+        time=_time_budget(budget, latency, damage),
         plan=None if plan is None else Plan.read(plan),
         prune=prune,
         keep=keep or (),
@@ -158,6 +165,8 @@ def compress(
         plan_only=plan_only,
         frontier=frontier,
         device=device,
+        threads=threads,
+        table=table,
         tile=tile,
         target_ort=target_ort,
         shapes=shape or (),
@@ -169,6 +178,28 @@ def compress(
     if done.frontier:
         print_frontier(done.frontier)
     print(_compressed(source, output, done.plan, plan_only) + _damaged(done.damage))
+    if done.plan.timing is not None:
+        print(done.plan.timing.verdict)
+
+
+def _time_budget(budget: float | None, latency: str | None, damage: float | None) -> Budget | None:
+    from .export.budget import Budget
+
+    if budget is None and latency is None and damage is None:
+        return None
+    return Budget(share=budget, seconds=None if latency is None else seconds(latency), damage=damage)
+
+
+_UNITS_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def seconds(text: str) -> float:
+    """`3ms` → 0.003."""
+    number = text.rstrip("µmus")
+    try:
+        return float(number) * _UNITS_S[text[len(number) :].strip()]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"--latency {text!r}: expected a time such as 3ms, 250us or 0.1s") from error
 
 
 def quantize(

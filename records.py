@@ -391,13 +391,36 @@ class LayerDecision(Part):
     measured: float | None = None
 
 
+class PlanTiming(Part):
+    """What a plan was chosen for, and what it came to: times as shares of the original file's on that device.
+
+    `predicted` is from the latency table, `screened` from the network with these shapes before the plan was frozen,
+    `measured` from launch pairs of the files after it; `fastest` is the least that any choice reaches.
+    """
+
+    device: str
+    threads: int
+    budget: float | None = None
+    rewrites: list[str] = Field(default_factory=list, description="exact ones that this device runs faster")
+    fastest: float
+    predicted: float
+    screened: float
+    measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str = ""
+
+
 class Plan(Record):
-    """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version."""
+    """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version; `timing` may be
+    missing.
+    """
 
     source_sha256: Sha256 | None = None
     tile: int = Field(gt=0)
     groups: dict[str, GroupDecision] = Field(default_factory=dict)
     layers: dict[str, LayerDecision] = Field(default_factory=dict)
+    timing: PlanTiming | None = None
 
 
 class FrontierPoint(Part):
@@ -648,7 +671,7 @@ class Context(Part):
     provider: str
     session_config: dict[str, str]
     input_shapes: dict[str, list[int]]
-    inputs_sha256: str | None = Field(None, description="of the npz file with the inputs; null for random ones")
+    inputs_sha256: str | None = Field(default=None, description="of the npz file with the inputs; null for random ones")
     block_runs: int
     dropped_runs: int
     started_at: str = Field(description="ISO 8601, UTC")

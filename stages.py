@@ -264,6 +264,8 @@ def compress_file(
     plan_only: bool = False,
     frontier: bool = False,
     device: str = "host",
+    threads: int = 1,
+    table: Path | None = None,
     tile: str = "auto",
     target_ort: str | None = None,
     shapes: Sequence[str] = (),
@@ -276,11 +278,17 @@ def compress_file(
     `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
     """
     require_writable(output)
-    tiles, runtime = _for_device(probe_device(device)[0], device, tile, target_ort)
+    facts = probe_device(device)[0]
+    tiles, runtime = _for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
+        from .devices.local import LocalTransport
         from .export import compress
         from .runtime.inputs import given
+        from .runtime.latency import stopwatch
+        from .runtime.turns import Options
+
+        options = Options(threads=threads)
 
         with bars() as new_bar:
             job = compress.Job(
@@ -293,6 +301,8 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
+                watch=None if wish.time is None else stopwatch(LocalTransport(), facts, options, table),
+                device=device,
             )
             return job.into(folder, source, output.name)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from .forms import KernelShape, Pixels, resolve_any
-from .graphs import serialize
+from .graphs import serialize, sizes
 from .layers import Layer
 
 OPSET = 13  # the first in which what is used here has the form it still has
@@ -52,9 +53,9 @@ def place_of(layer: Layer) -> Place:
     """The place of a layer that is not closed."""
     assert layer.pixels is not None, f"the sizes of layer {layer.name!r} are unknown"
     node = layer.node
-    axes = len(node.inputs[1].shape) - 2 if node.op_type == "Conv" and node.inputs[1] is not None else 0
-    readers = node.outputs[0].uses()
-    after = readers[0].node.op_type if len(readers) == 1 else None
+    axes = len(sizes(node.inputs[1])) - 2 if node.op_type == "Conv" else 0
+    readers = [use.node.op_type for use in node.outputs[0].uses()]
+    after = readers[0] if len(readers) == 1 else None
     return Place(
         operator=node.op_type,
         shape=layer.shape,
@@ -139,7 +140,7 @@ class _Graph:
         self._inputs.append(value)
         return value
 
-    def node(self, operator: str, inputs: Sequence[ir.Value], **attributes: object) -> ir.Value:
+    def node(self, operator: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
         """The output of one more node."""
         made = ir.node(operator, list(inputs), attributes, name=f"n{len(self._nodes)}")
         made.outputs[0].name = f"v{len(self._nodes)}"

@@ -15,11 +15,15 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ..devices import card
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
-from ..records import Compressed, Damage, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan
+from ..records import Compressed, Damage, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
 from ..runtime.inputs import Given
+from ..runtime.latency import Stopwatch
+from ..runtime.measure import measure
 from .aware import Unweighted, whitened
+from .budget import Budget, Chosen, choose, judged
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
@@ -27,13 +31,14 @@ from .damage import Candidate, Effects, Objective, candidates, damage_of
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
-from .graphs import drop_unused_initializers, is_large, refresh_shapes
+from .graphs import drop_unused_initializers, is_large, refresh_shapes, serialize
 from .layers import Layer, layers_of
 from .moments import collect
 from .opsets import target as runtime_named
 from .parity import lossy_check, require
 from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
+from .passes.rewrites import rewritten
 from .prune import prune
 from .reporting import Report, silent
 from .walk import Walk
@@ -47,7 +52,7 @@ _BYTES_A_LAYER = 1200  # of names, attributes and shapes of its factors, and of 
 @dataclass(frozen=True)
 class Wish:
     """What is wanted, one of: `energy` (share of Σσ), `macs` (share of the folded model's), `budget_bytes` (of the
-    file), `plan`.
+    file), `time` (on a device), `plan`.
 
     `prune` is the share of the MACs that goes in whole channels before; without the others nothing is factorised.
     """
@@ -56,15 +61,19 @@ class Wish:
     energy: float | None = None
     macs: float | None = None
     budget_bytes: int | None = None
+    time: Budget | None = None
     plan: Plan | None = None
     prune: float | None = None
     tile: int = 1
     keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        given = [what for what in (self.energy, self.macs, self.budget_bytes, self.plan) if what is not None]
+        asked = (self.energy, self.macs, self.budget_bytes, self.time, self.plan)
+        given = [what for what in asked if what is not None]
         if len(given) > 1 or (not given and self.prune is None):
-            raise InputError("give one of --energy, --macs, --budget-bytes and --plan, or --prune")
+            raise InputError(
+                "give one of --budget, --latency, --damage, --energy, --macs, --budget-bytes and --plan, or --prune"
+            )
         if self.budget_bytes is not None and self.budget_bytes < 1:
             raise InputError(f"--budget-bytes: expected at least 1, found {self.budget_bytes}")
         if self.prune is not None and self.prune >= 1:
@@ -203,13 +212,30 @@ def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | N
         return _dense(layer, dense_macs, layer.closed or "kept by name")
     if chosen is None or layer.macs is None:
         return _dense(layer, dense_macs, "every candidate would damage more for each MAC than those taken elsewhere")
+    reason = f"{layer.macs / chosen.macs:.2f}× fewer MACs for {chosen.loss:.2%} of the layer's output"
+    return _factored(layer, chosen, reason, dense_macs)
+
+
+def _timed_decision(layer: Layer, found: Chosen, wish: Wish, dense_macs: dict[str, int | None]) -> LayerDecision:
+    chosen = found.ways.get(layer.name)
+    if layer.closed or layer.name in wish.keep:
+        return _dense(layer, dense_macs, layer.closed or "kept by name")
+    if chosen is None:
+        why = found.returned.get(layer.name, "the time it would save is worth less than the damage")
+        return _dense(layer, dense_macs, why)
+    ratio = found.ratios[layer.name]
+    reason = f"{ratio:.2f} of the dense layer's time, for {chosen.loss:.2%} of its output"
+    return _factored(layer, chosen, reason, dense_macs).model_copy(update={"predicted": ratio})
+
+
+def _factored(layer: Layer, chosen: Candidate, reason: str, dense_macs: dict[str, int | None]) -> LayerDecision:
     return LayerDecision.model_validate(
         {
             "form": chosen.form,
             "ranks": list(chosen.ranks),
             "full_rank": resolve_any(chosen.form, layer.shape).full_rank(layer.shape),
             "loss": chosen.loss,
-            "reason": f"{layer.macs / chosen.macs:.2f}× fewer MACs for {chosen.loss:.2%} of the layer's output",
+            "reason": reason,
             "macs_dense": dense_macs.get(layer.name, layer.macs),
             "macs": chosen.macs,
         }
@@ -248,6 +274,8 @@ class Job:
     target_ort: str | None = None
     given: Given | None = None
     report: Report = silent
+    watch: Stopwatch | None = None
+    device: str = "host"
 
     def into(self, folder: Path, source: Path, name: str) -> list[str]:
         """Work in a scratch folder; returns the files there, first the summary (`Compressed`), the model's last.
@@ -269,23 +297,61 @@ class Job:
             network = Network(model, samples, self.report)
             wants_steps = self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None
             steps = steps_of(network, self.wish) if wants_steps else []
-            plan = plan_of(network, self.wish, steps, groups, dense_macs)
+            if self.wish.time is not None:
+                plan = self._timed_plan(network, source, groups, dense_macs)
+            else:
+                plan = plan_of(network, self.wish, steps, groups, dense_macs)
             plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
             if self.plan_only:
                 plan_name = record_names(name)[1]
                 plan.write(folder / plan_name)
                 return [self._summary(folder, plan, steps), plan_name]
+            rewrites = [] if plan.timing is None else plan.timing.rewrites
+            if rewrites:
+                case.exact(rewritten(ir.from_proto(before), rewrites), "rewrite exactly")
             plan = network.factorize(plan)
-            model = finished(model, wanted)
+            model = finished(rewritten(model, rewrites), wanted)
             content = case.content(model)
             if self.wish.budget_bytes is not None:
                 _require_fits(model, self.wish.budget_bytes)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
+            if plan.timing is not None:
+                plan = plan.model_copy(update={"timing": self._measured(plan.timing, source, model, folder)})
             damage = None
             if samples is not None:
                 damage = damage_of(before, ir.to_proto(model), samples, samples.count)
         parity = Parity(checks=checks, damage=damage)
         return [self._summary(folder, plan, steps, damage), *written(folder, name, model, plan, parity)]
+
+    def _timed_plan(
+        self, network: Network, source: Path, groups: dict[str, GroupDecision], dense_macs: dict[str, int | None]
+    ) -> Plan:
+        """The plan with the least damage in the time there is, or the least time for the damage allowed."""
+        assert self.watch is not None, "a budget of time needs a device"
+        assert self.wish.time is not None, "asked for"
+        candidates = network.candidates(self.wish)
+        found = choose(
+            network.model, source.read_bytes(), candidates, self.wish.time, self.watch, self.device, self.report
+        )
+        layers = {
+            layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(network.model)
+        }
+        return Plan(tile=self.wish.tile, groups=groups, layers=layers, timing=found.timing)
+
+    def _measured(self, timing: PlanTiming, source: Path, model: ir.Model, folder: Path) -> PlanTiming:
+        """With what launch pairs of the two files say. Raises CheckFailed where that is over the budget."""
+        assert self.watch is not None, "a budget of time needs a device"
+        small = folder / "timed.onnx"
+        small.write_bytes(serialize(model))
+        bench = measure(
+            [("original", source), ("small", small)],
+            self.watch.transport,
+            card.find(self.device),
+            self.watch.options,
+            lambda now: self.report("measuring", now.done, now.total),
+        )
+        small.unlink()
+        return judged(timing, bench.comparisons[0])
 
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -138,9 +138,11 @@ class _Programme(Generic[What]):
         scale[scale == 0] = 1.0
         costs = self._costs / scale[:, None]
         limits = np.array(bounds) / scale[1:]
-        constraints = [LinearConstraint(self._matrix(count), *[np.array([end for *_, end in self._rows])] * 2)]
+        ends: Any = np.array([end for *_, end in self._rows])
+        most: Any = limits + _SLACK
+        constraints = [LinearConstraint(self._matrix(count), ends, ends)]
         if len(limits):
-            constraints.append(LinearConstraint(costs[1:], -np.inf, limits + _SLACK))
+            constraints.append(LinearConstraint(costs[1:], -np.inf, most))
         found = milp(
             costs[0] * count,
             integrality=np.ones(count),

@@ -1,8 +1,8 @@
 """What a plan will take on a device: layers from the latency table, the whole from measured networks.
 
-A layer's time is a ratio to the same layer dense, timed side by side. What the dense layers take of the network's time is
-in proportion to their times alone; how much all of them take together is fitted once, on the network with every layer in
-its fastest way, which a cache that is cold in one and warm in the other would otherwise get wrong.
+A layer's time is a ratio to the same layer dense, timed side by side. What the dense layers take of the network's time
+is in proportion to their times alone; how much all of them take together is fitted once, on the network with every
+layer in its fastest way, for a cache that is cold in a network may be warm in a table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .forms import resolve_any
 from .graphs import drop_unused_initializers, refresh_shapes, serialize
 from .layers import Layer, layers_of
 from .passes.factorize import replace
-from .passes.rewrites import REWRITES
+from .passes.rewrites import REWRITES, rewritten
 from .reporting import Report, silent
 
 _AT_FIRST = 5  # ranks of a form that are timed at once; those chosen are timed later
@@ -156,9 +156,7 @@ def sketch(model: ir.Model, ways: Mapping[str, Way], rewrites: Iterable[str]) ->
             replace(layer, form, Factors(kernels))
     drop_unused_initializers(copy.graph)
     refresh_shapes(copy)
-    for name in rewrites:
-        REWRITES[name](copy)
-    return serialize(copy)
+    return serialize(rewritten(copy, rewrites))
 
 
 def useful_rewrites(model: ir.Model, watch: Stopwatch) -> list[str]:

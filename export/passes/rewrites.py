@@ -6,7 +6,7 @@ no channels any more). Ensures: the same function, but for how infinite and NaN 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,13 @@ REWRITES: Mapping[str, Callable[[ir.Model], int]] = {
     "shortcuts as strided convolutions": convolve_shortcuts,
     "means as pooling": pool_means,
 }
+
+
+def rewritten(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """The model after the rewrites of these names, in place."""
+    for name in names:
+        REWRITES[name](model)
+    return model
 
 
 # --- selections of pixels and channels ----------------------------------------------------------------------
