@@ -36,6 +36,8 @@ ColorsOption = Annotated[Colors, typer.Option(help="Order of the channels.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Order of the axes.")]
 TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")]
 TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads inside the network when it is timed.")]
+TableOption = Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")]
 CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
 
 FOLD_EXAMPLES = (
@@ -53,8 +55,11 @@ EVALUATE_EXAMPLES = (
     "[bold]rankfold evaluate small.onnx --metric 'python eval.py {model}'[/]"
 )
 
+TABLE_EXAMPLE = "Example:  [bold]rankfold latency-table fill model.onnx --threads 2[/]"
 COMPRESS_EXAMPLES = (
-    "Examples:  [bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
+    "Examples:  [bold]rankfold compress model.onnx -o small.onnx --budget 0.6 --data images/[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --latency 3ms --threads 2 --data images/[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --budget-bytes 500000 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --plan small.plan.json --data images/[/]"
@@ -84,7 +89,7 @@ def fold(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Take dead channels, constants and BatchNorm out of any ONNX file, exactly: OUT.onnx, .plan.json, .parity.json."""
-    from .stages import fold_file
+    from .onnx_stages import fold_file
     from .terminal import print_plan
 
     plan, parity = fold_file(
@@ -114,8 +119,8 @@ def compress(
     budget: Annotated[float | None, typer.Option(help="Share of the file's time on --device, measured there.")] = None,
     latency: Annotated[str | None, typer.Option(help="The same as a time, e.g. 3ms.")] = None,
     damage: Annotated[float | None, typer.Option(help="The fastest with at most this error of the outputs.")] = None,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads inside the network when it is timed.")] = 1,
-    table: Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")] = None,
+    threads: ThreadsOption = 1,
+    table: TableOption = None,
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     macs: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the folded model's MACs to keep.")] = None,
     budget_bytes: Annotated[int | None, typer.Option(min=1, help="Largest file, for those who lack flash.")] = None,
@@ -140,8 +145,8 @@ def compress(
 ) -> None:
     """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
     from .export.compress import AUTO_FORMS, Wish
+    from .onnx_stages import compress_file
     from .records import Plan
-    from .stages import compress_file
     from .terminal import print_frontier, print_plan
 
     how = _preprocess(mean, std, size, crop, colors, layout)
@@ -180,6 +185,75 @@ def compress(
     print(_compressed(source, output, done.plan, plan_only) + _damaged(done.damage))
     if done.plan.timing is not None:
         print(done.plan.timing.verdict)
+
+
+def table_fill(
+    source: Source,
+    form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: in every way.")] = "auto",
+    device: DeviceOption = "host",
+    threads: ThreadsOption = 1,
+    table: TableOption = None,
+    tile: TileOption = "auto",
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    limit_s: LimitOption = 7200.0,
+    memory_gb: MemoryOption = None,
+) -> None:
+    """Time the layers of an ONNX file in every way that the table lacks; a second time takes a moment."""
+    _table(source, form, device, threads, table, tile, shape, inputs, limit_s, memory_gb, fill=True)
+
+
+def table_show(
+    source: Source,
+    form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: in every way.")] = "auto",
+    device: DeviceOption = "host",
+    threads: ThreadsOption = 1,
+    table: TableOption = None,
+    tile: TileOption = "auto",
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    limit_s: LimitOption = 7200.0,
+    memory_gb: MemoryOption = None,
+) -> None:
+    """What the table knows of an ONNX file's layers on a device; nothing is timed."""
+    _table(source, form, device, threads, table, tile, shape, inputs, limit_s, memory_gb, fill=False)
+
+
+def _table(
+    source: Path,
+    form: CompressForm,
+    device: str,
+    threads: int,
+    table: Path | None,
+    tile: str,
+    shape: list[str] | None,
+    inputs: Path | None,
+    limit_s: float,
+    memory_gb: float | None,
+    *,
+    fill: bool,
+) -> None:
+    from .export.compress import AUTO_FORMS
+    from .onnx_stages import layer_times
+    from .terminal import print_layer_times
+
+    rows = layer_times(
+        source,
+        forms=AUTO_FORMS if form == "auto" else (form,),
+        fill=fill,
+        device=device,
+        threads=threads,
+        table=table,
+        tile=tile,
+        shapes=shape or (),
+        inputs=inputs,
+        limit_s=limit_s,
+        memory_bytes=_bytes(memory_gb),
+    )
+    if not rows:
+        print(f"{source}: the table has no layer of it on {device}; fill it with rankfold latency-table fill")
+        return
+    print_layer_times(rows)
 
 
 def _time_budget(budget: float | None, latency: str | None, damage: float | None) -> Budget | None:
@@ -222,7 +296,7 @@ def quantize(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
-    from .stages import quantize_file
+    from .onnx_stages import quantize_file
 
     how = _preprocess(mean, std, size, crop, colors, layout)
     parity = quantize_file(
@@ -268,7 +342,7 @@ def tune(
         import torch
     except ImportError as error:
         raise InputError("tune needs torch, which is not installed; pip install 'rankfold[train]'") from error
-    from .stages import tune_file
+    from .onnx_stages import tune_file
     from .train.tune import Settings
 
     torch.set_num_threads(threads)
@@ -313,7 +387,7 @@ def model(
     memory_gb: MemoryOption = None,
 ) -> None:
     """What is in an ONNX file: layers, MACs, ranks, dead channels, denormals, and what misses the fast kernels."""
-    from .stages import describe_file
+    from .onnx_stages import describe_file
     from .terminal import print_model
 
     text = describe_file(source, device=device, shapes=shape or (), limit_s=limit_s, memory_bytes=_bytes(memory_gb))
@@ -343,7 +417,7 @@ def evaluate(
     if source.is_dir():
         _evaluate_run(source, data, split)
         return
-    from .stages import evaluate_file
+    from .onnx_stages import evaluate_file
 
     how = _preprocess(mean, std, size, crop, colors, layout)
     score = evaluate_file(

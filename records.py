@@ -391,6 +391,16 @@ class LayerDecision(Part):
     measured: float | None = None
 
 
+class LayerTime(Part):
+    """A row of the latency table: layers that are alike, their share of all layers' time, and one way to write them."""
+
+    layers: list[str]
+    share: float
+    form: FormName | Literal["dense"]
+    ranks: list[int]
+    ratio: float = Field(description="time / the same layer dense")
+
+
 class PlanTiming(Part):
     """What a plan was chosen for, and what it came to: times as shares of the original file's on that device.
 

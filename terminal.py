@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, Changes, EpochRow, FrontierPoint, Plan
+from .records import Bench, Changes, EpochRow, FrontierPoint, LayerTime, Plan
 
 OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
@@ -85,6 +85,20 @@ def print_plan(plan: Plan) -> None:
     for name, group in plan.groups.items():
         width = f"{len(group.kept)} of {group.channels}"
         table.add_row(plain(name), "channels", width, "", plain(group.reason))
+    Console(markup=False, emoji=False).print(table)
+
+
+def print_layer_times(rows: Sequence[LayerTime]) -> None:
+    """Layers that are alike, and each way to write them, fastest first."""
+    table = Table("layers", "share of layers' time", "form", "ranks", "time / dense", box=None, pad_edge=False)
+    before: list[str] = []
+    for row in rows:
+        first = row.layers != before
+        names = f"{row.layers[0]}" + (f" and {len(row.layers) - 1} more" if len(row.layers) > 1 else "")
+        share = f"{row.share:.1%}"
+        ranks = "×".join(map(str, row.ranks))
+        table.add_row(plain(names) if first else "", share if first else "", row.form, ranks, f"{row.ratio:.2f}")
+        before = row.layers
     Console(markup=False, emoji=False).print(table)
 
 

@@ -84,7 +84,7 @@ def candidates(
         judge, target = moments, whitened(layer.kernel, moments)
         factored = partial(target.factors, improved=target.work <= _IMPROVED)
     found: list[tuple[AnyForm, int, Factors, float]] = []
-    for form in _distinct(forms, layer):
+    for form in distinct(forms, layer):
         for rank in ranks_to_try(form, layer, tile, objective):
             factors = factored(form, form.ranks(layer.shape, rank))
             found.append((form, rank, factors, judge.score(factors.to_dense())))
@@ -117,7 +117,8 @@ def _damages(layer: Layer, found: Sequence[tuple[float, Factors]], effects: Effe
     return np.exp(inner + np.minimum(losses - at[0], 0) + np.maximum(losses - at[-1], 0)).tolist()
 
 
-def _distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
+def distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:
+    """The forms that these names come down to for a layer, each once."""
     resolved = {form.name: form for form in (resolve_any(name, layer.shape) for name in forms)}
     return list(resolved.values())
 

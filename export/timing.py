@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
+from ..records import LayerTime
+from ..runtime.inputs import Given
 from ..runtime.latency import Contest, Stopwatch, Timed, key_of
 from .candidates import DENSE, Place, Way, frames_of, model_of, place_of
+from .damage import distinct, ranks_to_try
 from .decompose import Factors
+from .fold import naming, opened
 from .forms import resolve_any
 from .graphs import drop_unused_initializers, refresh_shapes, serialize
 from .layers import Layer, layers_of
 from .passes.factorize import replace
+from .passes.fold_channels import fold_channels
 from .passes.rewrites import REWRITES, rewritten
 from .reporting import Report, silent
 
@@ -50,9 +57,27 @@ class LayerTimes:
                 asked[self.places[name]].update(ways)
         contests = [self._all_dense(), *(_contest(place, sorted(ways, key=_order)) for place, ways in asked.items())]
         timed = self._watch.fill(contests, lambda done, total: report("timing candidates", done, total))
-        for place, ways in asked.items():
-            self._learn(place, ways)
+        self.recall()
         return timed
+
+    def recall(self) -> None:
+        """Take from the table what it has, and time nothing."""
+        for place, ways in self._ways.items():
+            self._learn(place, ways)
+
+    def rows(self) -> list[LayerTime]:
+        """What is known, layers that are alike together, slowest layers first."""
+        alike: dict[Place, list[str]] = {}
+        for name, place in self.places.items():
+            if self._known.get(place):
+                alike.setdefault(place, []).append(name)
+        whole = sum(self.dense(name) for names in alike.values() for name in names) or 1.0
+        shares = {place: sum(map(self.dense, names)) / whole for place, names in alike.items()}
+        return [
+            LayerTime(layers=alike[place], share=shares[place], form=way.form, ranks=list(way.ranks), ratio=ratio)
+            for place in sorted(alike, key=lambda place: -shares[place])
+            for way, ratio in sorted(self._known[place].items(), key=lambda known: known[1])
+        ]
 
     def _all_dense(self) -> Contest:
         """The dense layers against one another."""
@@ -60,14 +85,16 @@ class LayerTimes:
         return Contest(models[0], models)
 
     def _learn(self, place: Place, ways: Iterable[Way]) -> None:
-        dense = model_of(place, DENSE)
-        table = self._watch.table.known(dense)
+        table = self._watch.table.known(model_of(place, DENSE))
+        if not all(key_of(frame) in table for frame in frames_of(place)):
+            return
         around = fmean(table[key_of(frame)].ratio for frame in frames_of(place))
         own = max(1 - around, 1e-6)
         known = self._known.setdefault(place, {DENSE: 1.0})
         for way in ways:
-            if way != DENSE:
-                known[way] = max((table[key_of(model_of(place, way))].ratio - around) / own, 0.0)
+            timed = table.get(key_of(model_of(place, way)))
+            if way != DENSE and timed is not None:
+                known[way] = max((timed.ratio - around) / own, 0.0)
 
     def dense(self, name: str) -> float:
         """Time of the dense layer, without what is around it, as a multiple of one that is the same for all."""
@@ -172,3 +199,36 @@ def useful_rewrites(model: ir.Model, watch: Stopwatch) -> list[str]:
 
 def _is_faster(found: Timed) -> bool:
     return found.ratio * np.exp(_SURE * found.error) < _GAIN
+
+
+def times_of_file(
+    source: Path,
+    given: Given,
+    forms: Sequence[str],
+    tile: int,
+    watch: Stopwatch,
+    *,
+    fill: bool,
+    report: Report = silent,
+) -> list[LayerTime]:
+    """What the table says of a file's layers once its channels are folded; with `fill`, what it lacks is timed."""
+    with naming(source), TemporaryDirectory(prefix="rankfold-") as folder:
+        model, _ = opened(source, given, Path(folder))
+        fold_channels(model, tile)
+    layers = [layer for layer in layers_of(model) if not layer.closed]
+    ways = {layer.name: ways_of(layer, forms, tile) for layer in layers}
+    times = LayerTimes(layers, {name: found for name, found in ways.items() if found}, watch)
+    if fill:
+        times.measure(report=report)
+    else:
+        times.recall()
+    return times.rows()
+
+
+def ways_of(layer: Layer, forms: Sequence[str], tile: int) -> list[Way]:
+    """All ways to factorise a layer that would be scored."""
+    return [
+        Way(form.name, form.ranks(layer.shape, rank))
+        for form in distinct(forms, layer)
+        for rank in ranks_to_try(form, layer, tile)
+    ]

@@ -19,8 +19,8 @@ import rankfold.export.fold  # noqa: F401 (before the first fork, so that no chi
 from rankfold.errors import RankfoldError
 from rankfold.export.guard import guarded
 from rankfold.export.parity import difference, float32_original, run
+from rankfold.onnx_stages import fold_guarded
 from rankfold.runtime.inputs import Given, parse_shapes
-from rankfold.stages import fold_guarded
 
 
 def look_again(folder: Path, given: Given) -> str:

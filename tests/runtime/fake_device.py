@@ -30,7 +30,7 @@ class Clock:
 
 @dataclass
 class FakeDevice:
-    """Runs take `run_s[file stem]` seconds times `factor(seconds since boot)` and a little noise.
+    """Runs take `run_s[file stem]` seconds, or `time_of(file)`, times `factor(seconds since boot)` and a little noise.
 
     `launch_factor(number of the process)` is a mode that a whole process falls into, `run_factor(file stem, number of
     the run)` hits single runs; `dies_at` kills the process of that number in its first block; `facts`,
@@ -45,6 +45,7 @@ class FakeDevice:
     step_s: float = 0.0
     profiled: float = 1.0
     dies_at: int | None = None
+    time_of: Callable[[Path], float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     weather: Callable[[float], dict[str, Any]] = lambda _: {}
     session: Callable[[str], dict[str, Any]] = lambda _: {}
@@ -56,6 +57,10 @@ class FakeDevice:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(0)
 
+    def seconds_of(self, model: Path) -> float:
+        """A run of the model, when nothing disturbs it."""
+        return self.run_s[model.stem] if self.time_of is None else self.time_of(model)
+
     def launch(self) -> FakeProcess:
         self.clock.sleep(START_S)
         self.launches += 1
@@ -66,7 +71,7 @@ class FakeProcess:
     """Answers as board.py does."""
 
     def __init__(self, device: FakeDevice, number: int) -> None:
-        self.device, self.number, self.stem, self.run = device, number, "", 0
+        self.device, self.number, self.stem, self.run, self.run_s = device, number, "", 0, 0.0
 
     def __enter__(self) -> Self:
         self.device.alive += 1
@@ -81,13 +86,15 @@ class FakeProcess:
             return {**FACTS, **device.facts}
         if request["command"] == "weather":
             return {**WEATHER, **device.weather(device.clock())}
+        if request["command"] == "contest":
+            return self._contest(request)
         if request["command"] == "serve":
-            self.stem = Path(request["model"]).stem
+            self._load(Path(request["model"]))
             device.clock.sleep(CREATE_S)
             shapes = {"x": [1, 3, 16, 16]}
             return {**SESSION, "warmup_s": self._runs(50), "input_shapes": shapes, **device.session(self.stem)}
         if request["command"] == "operators":
-            self.stem = Path(request["model"]).stem
+            self._load(Path(request["model"]))
             runs = self._runs(1 + request["runs"])[1:]
             nodes = [("conv", "Conv", 0.6), ("relu", "Relu", 0.3)]
             return {
@@ -113,6 +120,17 @@ class FakeProcess:
             raise DeviceError(f"no answer from the board within {limit_s:g} s")
         return {**BLOCK, "samples_s": samples, "cpu_s": sum(samples), **device.block}
 
+    def _load(self, model: Path) -> None:
+        self.stem, self.run_s = model.stem, self.device.seconds_of(model)
+
+    def _contest(self, request: dict[str, Any]) -> dict[str, Any]:
+        samples: list[list[float]] = [[] for _ in request["models"]]
+        for _ in range(min(request["rounds"], 40)):
+            for index, model in enumerate(request["models"]):
+                self._load(Path(model))
+                samples[index] += self._runs(1)
+        return {"samples_s": samples}
+
     def _paced(self, period_s: float, frames: int) -> dict[str, Any]:
         clock, samples, responses, dropped = self.device.clock, [], [], 0
         begin = clock() + period_s
@@ -128,7 +146,7 @@ class FakeProcess:
 
     def _runs(self, count: int) -> list[float]:
         device, samples = self.device, []
-        mode = device.launch_factor(self.number) * device.run_s[self.stem]
+        mode = device.launch_factor(self.number) * self.run_s
         for _ in range(count):
             self.run += 1
             noise = float(np.exp(abs(device.noise * device.random.standard_normal())))

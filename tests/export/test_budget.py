@@ -1,0 +1,186 @@
+"""Forms and ranks by time, on devices whose stairs are known: what is chosen, refused, taken back, remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from rankfold.devices import probe
+from rankfold.errors import CheckFailed, InputError
+from rankfold.export.budget import Budget, Chosen, choose
+from rankfold.export.candidates import DENSE, Way, frames_of, model_of, place_of
+from rankfold.export.compress import AUTO_FORMS
+from rankfold.export.damage import Candidate, candidates
+from rankfold.export.fold import tidy
+from rankfold.export.forms import resolve_any
+from rankfold.export.graphs import refresh_shapes, serialize
+from rankfold.export.layers import layers_of
+from rankfold.export.passes.fold_batchnorm import fold_batchnorm
+from rankfold.export.timing import sketch
+from rankfold.runtime.latency import Stopwatch, stopwatch
+from rankfold.runtime.turns import Options
+
+from ..runtime.fake_device import FakeDevice
+from .nets import Net
+
+STAIR = 8
+NODE_S = 2e-6
+_last: dict[str, float] = {}
+
+
+def stairs(path: Path, slower: Callable[[str, tuple[int, ...]], float] = lambda name, shape: 1.0) -> float:
+    """A MAC takes 1 ns, channels count in steps of 8, a node takes 2 µs."""
+    key = f"{path}:{path.stat().st_mtime_ns}:{id(slower)}"
+    if key not in _last:
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True).graph
+        shapes = {
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)
+        }
+        shapes |= {entry.name: list(entry.dims) for entry in graph.initializer}
+        total = 0.0
+        for node in graph.node:
+            total += NODE_S * (node.op_type != "ConstantOfShape")
+            if node.op_type == "Conv":
+                o, i, h, w = shapes[node.input[1]]
+                pixels = math.prod(shapes[node.output[0]][2:])
+                steps = math.ceil(o / STAIR) * math.ceil(i / STAIR) * STAIR**2
+                total += 1e-9 * steps * h * w * pixels * slower(node.name, (o, i, h, w))
+        _last[key] = total
+    return _last[key]
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    net = Net(channels=8, spatial=(16, 16))
+    x = net.block(net.block("input", "a", 32), "b", 32)
+    x = net.block(x, "c", 48)
+    made = ir.from_proto(net.model(net.head(x)))
+    tidy(made)
+    fold_batchnorm(made)
+    refresh_shapes(made)
+    return made
+
+
+def watch_on(device: FakeDevice, folder: Path) -> Stopwatch:
+    with device.launch() as process:
+        facts = probe.facts(process)
+    return stopwatch(device, facts, Options(), folder / "table.sqlite")
+
+
+def device(time_of: Callable[[Path], float] = stairs) -> FakeDevice:
+    return FakeDevice({}, time_of=time_of)
+
+
+def all_candidates(model: ir.Model, tile: int = 1) -> dict[str, list[Candidate]]:
+    return {layer.name: candidates(layer, AUTO_FORMS, tile) for layer in layers_of(model) if not layer.closed}
+
+
+def chosen(model: ir.Model, watch: Stopwatch, budget: Budget, tile: int = 2) -> Chosen:
+    return choose(model, serialize(model), all_candidates(model, tile), budget, watch, "board")
+
+
+def test_ranks_land_on_the_stairs_of_the_device(model, tmp_path):
+    """Every second rank is a candidate; those just below a step give the most for what they take."""
+    found = chosen(model, watch_on(device(), tmp_path), Budget(share=0.5))
+    factored = [one for one in found.ways.values() if one is not None]
+    assert len(factored) >= 2
+    assert all(rank % STAIR == 0 for one in factored for rank in one.ranks), factored
+    assert found.timing.screened <= 0.5
+    assert found.timing.predicted == pytest.approx(found.timing.screened, rel=0.03)
+
+
+def test_where_factors_never_pay_nothing_is_shipped(model, tmp_path):
+    """Kernels of other shapes than the layers have are factors: they run a thousand times slower here."""
+    dense = {layer.shape for layer in layers_of(model)}
+
+    def slow(path: Path) -> float:
+        return stairs(path, lambda _, shape: 1.0 if shape in dense or shape[1] == 1 else 1000.0)
+
+    watch = watch_on(device(slow), tmp_path)
+    with pytest.raises(CheckFailed, match=r"expected at most 0\.500 of the original's time, found 1\.0\d\d"):
+        chosen(model, watch, Budget(share=0.5))
+    found = chosen(model, watch, Budget(damage=10.0))
+    assert not any(found.ways.values())
+    assert found.timing.screened == pytest.approx(1, abs=0.01)
+
+
+def test_a_layer_that_is_slower_in_place_goes_back(model, tmp_path):
+    """Alone `b` is fast in factors, in the network it is not: as where a layout changes around it."""
+
+    def in_place(path: Path) -> float:
+        return stairs(path, lambda name, _: 6.0 if name.startswith("b_") else 1.0)
+
+    found = chosen(model, watch_on(device(in_place), tmp_path), Budget(damage=0.5))
+    assert found.ways["b"] is None
+    assert "slower in place than dense" in found.returned["b"]
+    assert found.ways["c"] is not None
+
+
+def test_what_was_timed_is_not_timed_again(model, tmp_path):
+    board = device()
+    chosen(model, watch_on(board, tmp_path), Budget(share=0.6))
+    watch, before = watch_on(board, tmp_path), board.launches
+    known = watch.table.count()
+    chosen(model, watch, Budget(share=0.6))
+    assert watch.table.count() == known
+    assert board.launches - before < 20  # whole networks only
+
+
+def test_a_time_is_a_share_of_the_originals(model, tmp_path):
+    watch = watch_on(device(), tmp_path)
+    original = tmp_path / "original.onnx"
+    original.write_bytes(serialize(model))
+    found = chosen(model, watch, Budget(seconds=0.6 * stairs(original)))
+    assert found.timing.budget == pytest.approx(0.6, rel=0.02)
+    assert found.timing.screened <= 0.61
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"share": 0.5, "damage": 0.1}, {"share": 1.5}, {"seconds": -1.0}, {"damage": float("nan")}]
+)
+def test_budgets_that_make_no_sense_are_refused(asked):
+    with pytest.raises(InputError, match="--"):
+        Budget(**asked)
+
+
+def test_candidates_compute_what_the_layer_with_its_factors_would(model):
+    """The small models run, and have the MACs that the plan counts."""
+    import onnxruntime
+
+    for layer in layers_of(model):
+        place = place_of(layer)
+        for name in ("dense", *AUTO_FORMS):
+            form = None if name == "dense" else resolve_any(name, layer.shape)
+            way = DENSE if form is None else Way(form.name, form.ranks(layer.shape, 3))
+            content = model_of(place, way)
+            onnx.checker.check_model(onnx.ModelProto.FromString(content), full_check=True)
+            session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            entry = session.get_inputs()[0]
+            (out,) = session.run(None, {entry.name: np.ones(entry.shape, np.float32)})
+            assert out.shape[1] == layer.shape[0]
+            assert np.isfinite(out).all()
+        assert all(onnx.ModelProto.FromString(frame).graph.node for frame in frames_of(place))
+
+
+def test_layers_alike_are_timed_once(tmp_path):
+    net = Net(channels=8, spatial=(8, 8))
+    made = ir.from_proto(net.model(net.head(net.block(net.block("input", "a", 8), "b", 8))))
+    refresh_shapes(made)
+    first, second = (place_of(layer) for layer in layers_of(made) if layer.name != "fc")
+    assert model_of(first, Way("spatial", (4,))) == model_of(second, Way("spatial", (4,)))
+    assert model_of(first, DENSE) != model_of(first, Way("spatial", (4,)))
+
+
+def test_a_sketch_has_the_shapes_of_the_plan_and_other_numbers(model):
+    way = Way("spatial", (8,))
+    drawn = ir.from_proto(onnx.ModelProto.FromString(sketch(model, {"b": way}, [])))
+    shapes = {layer.name: layer.shape for layer in layers_of(drawn)}
+    assert shapes["b_v"] == (8, 32, 3, 1)
+    assert shapes["b_u"] == (32, 8, 1, 3)
+    assert [layer.name for layer in layers_of(model)] == ["a", "b", "c", "fc"]
