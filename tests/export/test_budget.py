@@ -162,7 +162,7 @@ def test_candidates_compute_what_the_layer_with_its_factors_would(model):
             onnx.checker.check_model(onnx.ModelProto.FromString(content), full_check=True)
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
             entry = session.get_inputs()[0]
-            (out,) = session.run(None, {entry.name: np.ones(entry.shape, np.float32)})
+            out = np.asarray(session.run(None, {entry.name: np.ones(entry.shape, np.float32)})[0])
             assert out.shape[1] == layer.shape[0]
             assert np.isfinite(out).all()
         assert all(onnx.ModelProto.FromString(frame).graph.node for frame in frames_of(place))

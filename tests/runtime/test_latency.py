@@ -1,0 +1,129 @@
+"""The latency table: real contests, what is remembered, several writers, and files that are no table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rankfold.devices import probe
+from rankfold.devices.local import LocalTransport
+from rankfold.errors import InputError
+from rankfold.records import Facts
+from rankfold.runtime.latency import Contest, Stopwatch, Table, Timed, key_of, setting_of, stopwatch, table_path
+from rankfold.runtime.turns import Options
+
+from .fake_device import FakeDevice
+
+SETTING = {"cpu_model": "board", "threads": 1}
+
+
+def product(size: int) -> bytes:
+    """x·W, W of size × size."""
+    weight = numpy_helper.from_array(np.full((size, size), 0.01, np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, size])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [64, size])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
+
+
+def watch_on(transport: LocalTransport | FakeDevice, path: Path, **asked: int) -> Stopwatch:
+    with transport.launch() as process:
+        facts = probe.facts(process)
+    return stopwatch(transport, facts, Options(**asked), path)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_real_contest_says_which_is_faster_and_is_remembered(tmp_path, threads):
+    transport = LocalTransport()
+    with transport.launch() as process:
+        if len(probe.facts(process).affinity) < threads:
+            pytest.skip(f"needs {threads} cores")
+    watch = watch_on(transport, tmp_path / "t.sqlite", threads=threads)
+    small, large = product(32), product(512)
+    contest = Contest(small, [small, large])
+    assert watch.fill([contest]) == 1
+    found = watch.table.known(small)
+    assert set(found) == {key_of(large)}
+    assert found[key_of(large)].ratio > 1
+    assert found[key_of(large)].rounds > 3
+    assert watch.fill([contest]) == 0
+    assert watch.table.known(large) == {}
+
+
+def test_ratios_are_those_of_the_device_whatever_its_speed_does(tmp_path):
+    """Half speed in turns of 7 ms: the ratio is 3 all the same."""
+    device = FakeDevice(
+        {}, factor=lambda now_s: 2.0 if now_s % 0.014 < 0.007 else 1.0, time_of=lambda path: path.stat().st_size * 1e-9
+    )
+    one, three = b"x" * 1_000_000, b"x" * 3_000_000
+    found = watch_on(device, tmp_path / "t.sqlite").timed(one, [three])[key_of(three)]
+    assert found.ratio == pytest.approx(3, rel=0.01)
+    assert found.error < 0.01
+
+
+def test_another_setting_knows_nothing(tmp_path):
+    path = tmp_path / "t.sqlite"
+    Table(path, SETTING).add(b"a", {"b": Timed(0.5, 0.01, 1e-3, 10)})
+    assert Table(path, SETTING).known(b"a") == {"b": Timed(0.5, 0.01, 1e-3, 10)}
+    assert Table(path, {**SETTING, "threads": 2}).known(b"a") == {}
+    Table(path, SETTING).add(b"a", {"b": Timed(0.4, 0.01, 1e-3, 10)})
+    assert Table(path, SETTING).known(b"a")["b"].ratio == 0.4
+    assert Table(path, SETTING).count() == 1
+
+
+def test_the_setting_is_all_that_decides_the_speed():
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process)
+    plain = setting_of(facts, Options())
+    for changed in (
+        setting_of(facts.model_copy(update={"onnxruntime_version": "9.9"}), Options()),
+        setting_of(facts.model_copy(update={"cpu_model": "another"}), Options()),
+        setting_of(facts, Options(session_config={"session.disable_prepacking": "1"})),
+    ):
+        assert changed != plain
+    assert setting_of(facts.model_copy(update={"kernel": "another"}), Options()) == plain
+    assert set(Facts.DECISIVE) <= set(plain)
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from rankfold.runtime.latency import Table, Timed
+table = Table(Path(sys.argv[1]), {"cpu_model": "board", "threads": 1})
+for number in range(40):
+    table.add(b"reference", {f"{sys.argv[2]}-{number}": Timed(1.0, 0.1, 1.0, 1)})
+"""
+
+
+def test_several_processes_write_at_the_same_time_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "t.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, str(path), str(number)]) for number in range(4)]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
+    assert Table(path, SETTING).count() == 160
+
+
+def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a table, and long enough to be read as one\n" * 20)
+    with pytest.raises(InputError, match=r"notes\.txt: expected a latency table, found file is not a database"):
+        Table(path, SETTING)
+    assert path.read_text().startswith("not a table")
+
+
+def test_the_table_lies_where_caches_lie(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert table_path() == tmp_path / "rankfold" / "latency.sqlite"
+
+
+def test_a_model_that_the_runtime_refuses_is_one_line(tmp_path):
+    watch = watch_on(LocalTransport(), tmp_path / "t.sqlite")
+    with pytest.raises(InputError) as raised:
+        watch.timed(product(8), [onnx.ModelProto().SerializeToString() + b"\x08\x08"])
+    assert "\n" not in str(raised.value)
+    assert watch.table.count() == 0
