@@ -8,9 +8,10 @@ against itself dense, in place; one that does not pay goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
 from scipy.special import ndtr
 
@@ -19,13 +20,16 @@ from ..records import Comparison, PlanTiming
 from ..runtime.latency import Stopwatch, Timed, key_of
 from .candidates import DENSE, Way
 from .damage import Candidate
+from .forms import dense_macs, resolve_any
 from .layers import Layer, layers_of
 from .reporting import Report, silent
 from .solve import Choice, Option, Problem
 from .timing import Forecast, LayerTimes, sketch, useful_rewrites
+from .widths import Widths
 
 _ROUNDS = 8  # of choosing and timing the whole
 _NEAR = 0.98  # of the budget: a plan above it uses what it may
+_MOST_WITH_WIDTHS = 12  # candidates of a layer that are tried at every width
 _OVER = 1.05  # launch pairs and turns in one process may differ by as much
 _ALPHA = 0.05  # of taking a layer back that pays, all of them together (Holm 1979)
 
@@ -50,11 +54,25 @@ class Budget:
                 raise InputError(f"{name}: expected a number above 0, found {value}")
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Channels kept by family, and a way for every layer that does not stay as it is."""
+
+    widths: Mapping[str, int] = field(default_factory=dict)
+    ways: Mapping[str, Way] = field(default_factory=dict)
+
+    def without(self, name: str) -> _Plan:
+        """The same with one layer dense."""
+        way = replace(self.ways[name], form="dense", ranks=())
+        return _Plan(self.widths, {**self.ways, name: way})
+
+
 @dataclass
 class Chosen:
-    """The way of every layer, its candidate where it is not dense, and what was timed on the way."""
+    """The candidate of every layer, None where it is dense, the widths, and what was timed on the way."""
 
-    ways: Mapping[str, Candidate | None]
+    candidates: Mapping[str, Candidate | None]
+    widths: Mapping[str, int]
     ratios: Mapping[str, float]
     timing: PlanTiming
     returned: Mapping[str, str] = field(default_factory=dict)
@@ -67,10 +85,11 @@ def choose(
     budget: Budget,
     watch: Stopwatch,
     device: str,
+    widths: Widths | None = None,
     report: Report = silent,
 ) -> Chosen:
     """Raises CheckFailed, with the best there is, where no choice meets the budget: no model is written."""
-    return _Search(model, original, candidates, watch, report).within(budget, device)
+    return _Search(model, original, candidates, widths, watch, report).within(budget, device)
 
 
 def judged(timing: PlanTiming, found: Comparison) -> PlanTiming:
@@ -98,112 +117,157 @@ class _Search:
         model: ir.Model,
         original: bytes,
         candidates: Mapping[str, Sequence[Candidate]],
+        widths: Widths | None,
         watch: Stopwatch,
         report: Report,
     ) -> None:
         self._model, self._original, self._watch, self._report = model, original, watch, report
-        self._candidates = {
-            name: {Way(one.form, one.ranks): one for one in found} for name, found in candidates.items() if found
-        }
-        layers: list[Layer] = [layer for layer in layers_of(model) if layer.name in self._candidates]
-        self._times = LayerTimes(layers, {name: list(ways) for name, ways in self._candidates.items()}, watch)
+        self._candidates = {name: list(found) for name, found in candidates.items()}
+        self._widths = widths
+        self._narrow: dict[tuple[tuple[str, int], ...], ir.Model] = {(): model}
+        self._options = self._all_options()
+        layers: list[Layer] = [layer for layer in layers_of(model) if layer.name in self._options]
+        ways = {name: [one.what for one in found] for name, found in self._options.items()}
+        self._times = LayerTimes(layers, ways, watch)
         self._times.measure(report=report)
         report("timing whole networks", 0, 3)
         self.rewrites = useful_rewrites(model, watch)
         report("timing whole networks", 1, 3)
-        self._fast = {name: self._times.fastest(name) for name in self._candidates}
-        self.dense, self.fastest = self._timed({}, self._fast)
+        whole = {name: self._times.fastest(name) for name in self._options}
+        self.dense, in_factors = self._timed(_Plan(), _Plan({}, whole))
+        self._forecast = Forecast.fitted(self._times, in_factors.ratio / self.dense.ratio, whole)
+        report("timing whole networks", 2, 3)
+        self._fast = _plan(self._known(lambda: self._problem().least("time")))
+        (self.fastest,) = self._timed(self._fast)
+        if in_factors.ratio < self.fastest.ratio:
+            self._fast, self.fastest = _Plan({}, whole), in_factors
         report("timing whole networks", 3, 3)
-        self._forecast = Forecast.fitted(self._times, self.fastest.ratio / self.dense.ratio, self._fast)
+
+    def _all_options(self) -> dict[str, list[Option[Way]]]:
+        """Every way of every layer at every width, with its damage."""
+        found: dict[str, list[Option[Way]]] = {}
+        for layer in layers_of(self._model):
+            shapes = {(): layer.shape[:2]} if self._widths is None or layer.closed else self._widths.shapes(layer.name)
+            candidates = _few(self._candidates.get(layer.name, ()), self._widths)
+            if layer.closed or (not candidates and len(shapes) < 2):
+                continue
+            options = []
+            for widths, channels in shapes.items():
+                narrow = None if channels == layer.shape[:2] else channels
+                options.append(Option(Way("dense", (), narrow), {"damage": 0.0}, dict(widths)))
+                for one in candidates:
+                    if _fits(one, layer, channels):
+                        options.append(Option(Way(one.form, one.ranks, narrow), {"damage": one.damage}, dict(widths)))
+            found[layer.name] = options
+        return found
 
     def within(self, budget: Budget, device: str) -> Chosen:
+        """The choice, held against itself."""
         share = budget.share
         if budget.seconds is not None:
             share = budget.seconds / self.dense.reference_s
         if share is not None and self.fastest.ratio > share:
             raise CheckFailed(self._infeasible(share))
-        ways, found = self._search(share, budget.damage)
-        ways, returned = self._without_slower(ways)
+        plan, found = self._search(share, budget.damage)
+        plan, returned = self._without_slower(plan)
         if returned:
-            (found,) = self._timed(ways)
+            (found,) = self._timed(plan)
         timing = PlanTiming(
             device=device,
             threads=self._watch.options.threads,
             budget=share,
             rewrites=self.rewrites,
             fastest=self.fastest.ratio,
-            predicted=self._predicted(ways),
+            predicted=self.dense.ratio * self._forecast.total(plan.ways),
             screened=found.ratio,
         )
-        chosen = {name: self._candidates[name].get(ways.get(name, DENSE)) for name in self._candidates}
-        ratios = {name: self._times.ratio(name, way) for name, way in ways.items() if way != DENSE}
-        return Chosen(chosen, ratios, timing, returned)
+        chosen: dict[str, Candidate | None] = {}
+        for name, candidates in self._candidates.items():
+            way = plan.ways.get(name, DENSE)
+            chosen[name] = next((one for one in candidates if (one.form, one.ranks) == (way.form, way.ranks)), None)
+        ratios = {name: self._times.ratio(name, way) for name, way in plan.ways.items()}
+        return Chosen(chosen, plan.widths, ratios, timing, returned)
 
-    def _search(self, share: float | None, damage: float | None) -> tuple[dict[str, Way], Timed]:
+    def _search(self, share: float | None, damage: float | None) -> tuple[_Plan, Timed]:
         """The choice whose network was timed within the share; or the fastest within the damage."""
         aim, best = share, None
         for number in range(_ROUNDS):
             self._report("choosing", number, _ROUNDS)
-            ways = self._solved(aim, damage)
-            (found,) = self._timed(ways)
+            plan = self._solved(aim, damage)
+            (found,) = self._timed(plan)
             if share is None or aim is None:
-                best = ways, found
+                best = plan, found
                 break
             if found.ratio <= share:
                 if best is None or found.ratio > best[1].ratio:
-                    best = ways, found
+                    best = plan, found
                 if found.ratio >= _NEAR * share:
                     break
             aim *= share / found.ratio if found.ratio > share else math.sqrt(share / found.ratio)
         self._report("choosing", _ROUNDS, _ROUNDS)
-        if best is None:
-            best = self._fast, self.fastest
-        return best
+        return (self._fast, self.fastest) if best is None else best
 
-    def _solved(self, aim: float | None, damage: float | None) -> dict[str, Way]:
-        """The choice for what is known; what it takes that was only read off its neighbours is timed, and it is made
-        again.
-        """
-        while True:
+    def _solved(self, aim: float | None, damage: float | None) -> _Plan:
+        def solve() -> Choice[Way]:
             problem = self._problem()
             if damage is not None:
-                choice = problem.solve("time", {"damage": damage})
-            else:
-                assert aim is not None, "one of the two is asked for"
-                least = problem.least("time").totals["time"]
-                choice = problem.solve("damage", {"time": max(aim, least * (1 + 1e-6))})
-            ways = _ways(choice)
+                return problem.solve("time", {"damage": damage})
+            assert aim is not None, "one of the two is asked for"
+            least = problem.least("time").totals["time"]
+            return problem.solve("damage", {"time": max(aim, least + 1e-6)})
+
+        return _plan(self._known(solve))
+
+    def _known(self, solve: Callable[[], Choice[Way]]) -> Choice[Way]:
+        """A choice of which all was timed: what was only read off its neighbours is, and the choice made again."""
+        while True:
+            choice = solve()
+            ways = {name: one.what for name, one in choice.options.items()}
             unknown = {name: [way] for name, way in ways.items() if not self._times.is_timed(name, way)}
             if not unknown:
-                return ways
+                return choice
             self._times.measure(unknown)
 
     def _problem(self) -> Problem[Way]:
         layers = {}
-        for name, candidates in self._candidates.items():
+        for name, options in self._options.items():
             share = self._forecast.shares[name] * self.dense.ratio
-            options = [Option(DENSE, {"time": 0.0, "damage": 0.0})]
-            for way, one in candidates.items():
-                saved = share * (1 - self._times.ratio(name, way))
-                options.append(Option(way, {"time": -saved, "damage": one.damage}))
-            layers[name] = options
-        return Problem(layers, base={"time": self.dense.ratio})
+            layers[name] = [
+                Option(one.what, {**one.costs, "time": -share * (1 - self._times.ratio(name, one.what))}, one.widths)
+                for one in options
+            ]
+        groups: dict[str, Mapping[int, Mapping[str, float]]] = {}
+        if self._widths is not None:
+            damages = self._widths.damage
+            groups = {
+                name: {
+                    width: {"damage": damage} for width, damage in widths.items() if width in self._widths.options[name]
+                }
+                for name, widths in damages.items()
+            }
+        return Problem(layers, groups, {"time": self.dense.ratio})
 
-    def _predicted(self, ways: Mapping[str, Way]) -> float:
-        return self.dense.ratio * self._forecast.total(ways)
+    def _sketch(self, plan: _Plan) -> bytes:
+        key = tuple(sorted(plan.widths.items()))
+        if key not in self._narrow:
+            assert self._widths is not None, "only they are narrower"
+            copy = ir.from_proto(ir.to_proto(self._model))
+            self._widths.apply(copy, plan.widths, 1, refit=False)
+            self._narrow[key] = copy
+        return sketch(self._narrow[key], plan.ways, self.rewrites)
 
-    def _timed(self, *networks: Mapping[str, Way]) -> list[Timed]:
-        sketches = [sketch(self._model, ways, self.rewrites) for ways in networks]
+    def _timed(self, *plans: _Plan) -> list[Timed]:
+        sketches = [self._sketch(plan) for plan in plans]
         found = self._watch.timed(self._original, sketches)
         return [found[key_of(one)] for one in sketches]
 
-    def _without_slower(self, ways: dict[str, Way]) -> tuple[dict[str, Way], dict[str, str]]:
+    def _without_slower(self, plan: _Plan) -> tuple[_Plan, dict[str, str]]:
         """Layers that are slower in place than dense go back, on fresh samples, by Holm's procedure."""
-        factored = [name for name, way in ways.items() if way != DENSE]
+        factored = [name for name, way in plan.ways.items() if not way.is_dense]
         if not factored:
-            return ways, {}
-        now = sketch(self._model, ways, self.rewrites)
-        put_back = {name: sketch(self._model, {**ways, name: DENSE}, self.rewrites) for name in factored}
+            return plan, {}
+        now = self._sketch(plan)
+        put_back = {name: self._sketch(plan.without(name)) for name in factored}
         self._report("holding each layer against itself dense", 0, 1)
         timed = self._watch.timed(now, list(put_back.values()))
         self._report("holding each layer against itself dense", 1, 1)
@@ -212,11 +276,14 @@ class _Search:
             name: f"slower in place than dense: without it the network takes {found[name].ratio:.3f} of the time"
             for name in _significantly_faster(found)
         }
-        return {name: way for name, way in ways.items() if name not in returned}, returned
+        for name in returned:
+            plan = plan.without(name)
+        return plan, returned
 
     def _infeasible(self, share: float) -> str:
-        slowest = sorted(self._fast, key=lambda name: -self._forecast.shares[name])[:3]
-        kept = ", ".join(f"{name} ({self._times.ratio(name, self._fast[name]):.2f} of dense)" for name in slowest)
+        ways = self._fast.ways
+        slowest = sorted(ways, key=lambda name: -self._forecast.shares[name] * self._times.ratio(name, ways[name]))[:3]
+        kept = ", ".join(f"{name} ({self._times.ratio(name, ways[name]):.2f} of dense)" for name in slowest)
         return (
             f"expected at most {share:.3f} of the original's time, found {self.fastest.ratio:.3f} "
             f"({1 / self.fastest.ratio:.2f}× as fast) with every layer in its fastest way, whatever the damage; the "
@@ -224,8 +291,31 @@ class _Search:
         )
 
 
-def _ways(choice: Choice[Way]) -> dict[str, Way]:
-    return {name: one.what for name, one in choice.options.items() if one.what != DENSE}
+def _plan(choice: Choice[Way]) -> _Plan:
+    return _Plan(choice.widths, {name: one.what for name, one in choice.options.items() if one.what != DENSE})
+
+
+def _few(candidates: Sequence[Candidate], widths: Widths | None) -> list[Candidate]:
+    """All; or, where each comes at many widths, the least damaging of each number of MACs, and of those a dozen."""
+    if widths is None or len(candidates) <= _MOST_WITH_WIDTHS:
+        return list(candidates)
+    kept: list[Candidate] = []
+    for one in sorted(candidates, key=lambda one: (one.macs, one.damage)):
+        while kept and kept[-1].damage >= one.damage and kept[-1].macs >= one.macs:
+            kept.pop()
+        if not kept or one.damage < kept[-1].damage:
+            kept.append(one)
+    return [kept[round(at)] for at in np.linspace(0, len(kept) - 1, min(_MOST_WITH_WIDTHS, len(kept)))]
+
+
+def _fits(one: Candidate, layer: Layer, channels: tuple[int, int]) -> bool:
+    """Whether a candidate still saves MACs when its layer has so many channels."""
+    assert layer.pixels is not None, "closed layers have no candidates"
+    shape = (*channels, *layer.shape[2:])
+    form = resolve_any(one.form, shape)
+    if any(rank > most for rank, most in zip(one.ranks, form.most(shape), strict=True)):
+        return False
+    return form.macs_of(form.shapes_at(shape, one.ranks), layer.pixels) < dense_macs(shape, layer.pixels)
 
 
 def _significantly_faster(found: Mapping[str, Timed]) -> list[str]:

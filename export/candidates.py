@@ -9,7 +9,8 @@ from one number each: the time does not depend on them, and the files stay small
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from .forms import KernelShape, Pixels, resolve_any
 from .graphs import serialize, sizes
 from .layers import Layer
+from .tile import up_to_tile
 
 OPSET = 13  # the first in which what is used here has the form it still has
 _WEIGHT = 0.01  # of every weight; no product of a few of them is denormal
@@ -40,10 +42,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to write a layer: dense (no ranks), or a form with its ranks."""
+    """A way to write a layer: dense (no ranks), or a form with its ranks; with `channels` (out, in) where they are
+    fewer.
+    """
 
     form: str
     ranks: tuple[int, ...] = ()
+    channels: tuple[int, int] | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the layer stays one."""
+        return self.form == "dense"
 
 
 DENSE = Way("dense")
@@ -77,8 +87,15 @@ def _pads(layer: Layer, axes: int) -> tuple[int, ...]:
     return (*half, *half)
 
 
+def narrowed(place: Place, channels: tuple[int, int] | None) -> Place:
+    """The place with so many channels out and in."""
+    return place if channels is None else replace(place, shape=(*channels, *place.shape[2:]))
+
+
+@cache
 def model_of(place: Place, way: Way) -> bytes:
     """The layer written in that way, between its neighbours."""
+    place = narrowed(place, way.channels)
     graph = _Graph(place, len(place.strides))
     o, i, *_ = place.shape
     if place.operator != "Conv":
@@ -92,8 +109,10 @@ def model_of(place: Place, way: Way) -> bytes:
     return graph.finish(graph.neighbour(graph.activation(x), o))
 
 
-def frames_of(place: Place) -> tuple[bytes, ...]:
+@cache
+def frames_of(place: Place, channels: tuple[int, int] | None = None) -> tuple[bytes, ...]:
     """What is around a layer, without it: on its input's side and on its output's; their mean is taken off."""
+    place = narrowed(place, channels)
     o, i, *_ = place.shape
     if place.operator != "Conv":
         graph = _Graph(place, 0)
@@ -110,8 +129,26 @@ def _spatial(pixels: Pixels, axes: int, side: int) -> list[int]:
     return list(pixels[side : side + axes])
 
 
+def padded_work(place: Place, way: Way, tile: int) -> tuple[float, float, float, float]:
+    """What a way's time should go by: 1, MACs in 1×1 kernels and in larger ones with channels rounded up to the tile,
+    numbers written.
+    """
+    place = narrowed(place, way.channels)
+    small = large = written = 0.0
+    done: frozenset[str] = frozenset()
+    for shape, walked, _ in _walked_factors(place, way):
+        done |= walked
+        height = place.pixels.out_h if "h" in done else place.pixels.in_h
+        width = place.pixels.out_w if "w" in done else place.pixels.in_w
+        out, into = (up_to_tile(count, tile) for count in shape[:2])
+        macs = float(out * into * shape[2] * shape[3] * height * width)
+        small, large = (small + macs, large) if shape[2:] == (1, 1) else (small, large + macs)
+        written += out * height * width
+    return 1.0, small, large, written
+
+
 def _factors(place: Place, way: Way) -> list[tuple[KernelShape, bool]]:
-    if way == DENSE:
+    if way.is_dense:
         return [(place.shape, True)]
     form = resolve_any(way.form, place.shape)
     shapes = form.shapes_at(place.shape, way.ranks)
@@ -120,7 +157,7 @@ def _factors(place: Place, way: Way) -> list[tuple[KernelShape, bool]]:
 
 def _walked_factors(place: Place, way: Way) -> list[tuple[KernelShape, frozenset[str], bool]]:
     walked: Sequence[frozenset[str]] = (frozenset("hw"),)
-    if way != DENSE:
+    if not way.is_dense:
         walked = resolve_any(way.form, place.shape).walked
     return [(shape, axes, last) for (shape, last), axes in zip(_factors(place, way), walked, strict=True)]
 

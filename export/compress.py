@@ -27,7 +27,7 @@ from .budget import Budget, Chosen, choose, judged
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
-from .damage import Candidate, Effects, Objective, candidates, damage_of
+from .damage import Candidate, Effects, Objective, Scored, damage_of, scored
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
@@ -39,9 +39,10 @@ from .parity import lossy_check, require
 from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
 from .passes.rewrites import rewritten
-from .prune import prune
+from .prune import Channels, prune
 from .reporting import Report, silent
 from .walk import Walk
+from .widths import Widths
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _SUMMARY = "compressed.json"
@@ -104,14 +105,18 @@ class Network:
 
     def candidates(self, wish: Wish) -> dict[str, list[Candidate]]:
         """Every layer's candidates with their damage."""
+        return {name: found.candidates for name, found in self.scored(wish).items()}
+
+    def scored(self, wish: Wish) -> dict[str, Scored]:
+        """Every layer's candidates, and what losses of its output do."""
         walk = None if self.samples is None else Walk(self.original, self.samples)
-        found: dict[str, list[Candidate]] = {}
+        found: dict[str, Scored] = {}
         effects = None if walk is None else Effects(walk, sum(layer.macs or 0 for layer in layers_of(self.model)))
         layers = [layer for layer in layers_of(self.model) if not layer.closed and layer.name not in wish.keep]
         for number, layer in enumerate(layers):
             self.report("scoring layers", number, len(layers))
             moments = None if walk is None else collect(layer, walk, walk)
-            found[layer.name] = candidates(layer, wish.forms, wish.tile, moments, effects, wish.objective)
+            found[layer.name] = scored(layer, wish.forms, wish.tile, moments, effects, wish.objective)
         return found
 
     def factorize(self, plan: Plan) -> Plan:
@@ -217,13 +222,13 @@ def _decided(layer: Layer, step: Step, wish: Wish, dense_macs: dict[str, int | N
 
 
 def _timed_decision(layer: Layer, found: Chosen, wish: Wish, dense_macs: dict[str, int | None]) -> LayerDecision:
-    chosen = found.ways.get(layer.name)
+    chosen, ratio = found.candidates.get(layer.name), found.ratios.get(layer.name)
     if layer.closed or layer.name in wish.keep:
         return _dense(layer, dense_macs, layer.closed or "kept by name")
-    if chosen is None:
-        why = found.returned.get(layer.name, "the time it would save is worth less than the damage")
-        return _dense(layer, dense_macs, why)
-    ratio = found.ratios[layer.name]
+    if chosen is None or ratio is None:
+        why = "the time that factors would save is worth less than the damage"
+        why = found.returned.get(layer.name, why if ratio is None else f"{ratio:.2f} of its time, being narrower")
+        return _dense(layer, dense_macs, why).model_copy(update={"predicted": ratio})
     reason = f"{ratio:.2f} of the dense layer's time, for {chosen.loss:.2%} of its output"
     return _factored(layer, chosen, reason, dense_macs).model_copy(update={"predicted": ratio})
 
@@ -298,7 +303,7 @@ class Job:
             wants_steps = self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None
             steps = steps_of(network, self.wish) if wants_steps else []
             if self.wish.time is not None:
-                plan = self._timed_plan(network, source, groups, dense_macs)
+                plan, network = self._timed_plan(network, source, groups, dense_macs)
             else:
                 plan = plan_of(network, self.wish, steps, groups, dense_macs)
             plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
@@ -325,18 +330,31 @@ class Job:
 
     def _timed_plan(
         self, network: Network, source: Path, groups: dict[str, GroupDecision], dense_macs: dict[str, int | None]
-    ) -> Plan:
-        """The plan with the least damage in the time there is, or the least time for the damage allowed."""
+    ) -> tuple[Plan, Network]:
+        """The plan with the least damage in the time there is, or the least time for the damage allowed; and the
+        network as narrow as it says.
+        """
         assert self.watch is not None, "a budget of time needs a device"
         assert self.wish.time is not None, "asked for"
-        candidates = network.candidates(self.wish)
+        model, tile = network.model, self.wish.tile
+        scored = network.scored(self.wish)
+        channels = Channels(model, network.samples, self.report)
+        widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
         found = choose(
-            network.model, source.read_bytes(), candidates, self.wish.time, self.watch, self.device, self.report
+            model,
+            source.read_bytes(),
+            {name: one.candidates for name, one in scored.items()},
+            self.wish.time,
+            self.watch,
+            self.device,
+            widths,
+            self.report,
         )
-        layers = {
-            layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(network.model)
-        }
-        return Plan(tile=self.wish.tile, groups=groups, layers=layers, timing=found.timing)
+        if widths.dead(found.widths):
+            groups = merged(groups, widths.apply(model, found.widths, tile, refit=True, report=self.report))
+            network = Network(model, network.samples, self.report)
+        layers = {layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(model)}
+        return Plan(tile=tile, groups=groups, layers=layers, timing=found.timing), network
 
     def _measured(self, timing: PlanTiming, source: Path, model: ir.Model, folder: Path) -> PlanTiming:
         """With what launch pairs of the two files say. Raises CheckFailed where that is over the budget."""

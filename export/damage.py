@@ -7,7 +7,7 @@ between them: a layer in front of few classes forgives much, until its rank fall
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -35,6 +35,33 @@ _FEW_SAMPLES = BATCH
 _LONG_MACS = 5e10
 _IMPROVED = 5e8  # scoring goes without alternating least squares above it: a 3×3 layer of 256 channels and more
 _LEAST = 1e-12
+
+
+class Scale:
+    """What a loss of a layer's output does to the model's: measured at a few losses, between them a power law, beyond
+    them in proportion; without a measurement the loss itself.
+    """
+
+    def __init__(self, measured: Mapping[float, float]) -> None:
+        self._at = np.log(np.maximum(sorted(measured), _LEAST))
+        damages = [measured[loss] for loss in sorted(measured)]
+        self._damages = np.maximum.accumulate(np.log(np.maximum(damages, _LEAST))) if damages else np.zeros(0)
+
+    def __call__(self, loss: float) -> float:
+        """The damage."""
+        if not len(self._at):
+            return loss
+        log = float(np.log(max(loss, _LEAST)))
+        inner = float(np.interp(log, self._at, self._damages))
+        return float(np.exp(inner + min(log - self._at[0], 0) + max(log - self._at[-1], 0)))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A layer's candidates, and what any other loss of its output would do."""
+
+    candidates: list[Candidate]
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,18 @@ def candidates(
     effects: Effects | None = None,
     objective: Objective = "macs",
 ) -> list[Candidate]:
+    """All of a layer's candidates; see `scored`."""
+    return scored(layer, forms, tile, moments, effects, objective).candidates
+
+
+def scored(
+    layer: Layer,
+    forms: Sequence[str],
+    tile: int,
+    moments: Moments | None = None,
+    effects: Effects | None = None,
+    objective: Objective = "macs",
+) -> Scored:
     """All of a layer's candidates; `effects` measures what factors in its place do to the model's outputs.
 
     Without moments the loss is the share of the squared norm of the kernel; without `effects` it is the damage too.
@@ -88,33 +127,28 @@ def candidates(
         for rank in ranks_to_try(form, layer, tile, objective):
             factors = factored(form, form.ranks(layer.shape, rank))
             found.append((form, rank, factors, judge.score(factors.to_dense())))
-    if not found:
-        return []
-    damages = _damages(layer, [(loss, factors) for _, _, factors, loss in found], effects)
-    return [
+    scale = _scale(layer, [(loss, factors) for _, _, factors, loss in found], effects)
+    made = [
         Candidate(
             form.name,
             form.ranks(layer.shape, rank),
             form.macs(layer.shape, rank, layer.pixels),
             form.parameters(layer.shape, rank),
             loss,
-            damage,
+            scale(loss),
         )
-        for (form, rank, _, loss), damage in zip(found, damages, strict=True)
+        for form, rank, _, loss in found
     ]
+    return Scored(made, scale)
 
 
-def _damages(layer: Layer, found: Sequence[tuple[float, Factors]], effects: Effects | None) -> list[float]:
-    """Measured at the candidates nearest to the losses probed; between them a power law, beyond them linear."""
+def _scale(layer: Layer, found: Sequence[tuple[float, Factors]], effects: Effects | None) -> Scale:
+    """Measured at the candidates nearest to the losses probed."""
+    if effects is None or not found:
+        return Scale({})
     losses = np.log([max(loss, _LEAST) for loss, _ in found])
-    if effects is None:
-        return [loss for loss, _ in found]
     nearest = {int(np.argmin(np.abs(losses - np.log(loss)))) for loss in effects.probed}
-    probed = sorted(nearest, key=lambda index: losses[index])
-    at = losses[probed]
-    measured = np.maximum.accumulate(np.log([max(effects.of(layer, found[index][1]), _LEAST) for index in probed]))
-    inner = np.interp(losses, at, measured)
-    return np.exp(inner + np.minimum(losses - at[0], 0) + np.maximum(losses - at[-1], 0)).tolist()
+    return Scale({found[index][0]: effects.of(layer, found[index][1]) for index in nearest})
 
 
 def distinct(forms: Sequence[str], layer: Layer) -> list[AnyForm]:

@@ -9,7 +9,7 @@ again one after the other, and folding takes them out exactly.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -37,6 +37,35 @@ class Family:
     saliency: NDArray[np.float64]
 
 
+class Channels:
+    """The channels of a canonical network with folded BatchNormalization: which go together, what each is worth.
+
+    `saliency` is known where the model is a copy.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        samples: Samples | None,
+        report: Report = silent,
+        saliency: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.original, self.samples = ir.to_proto(model), samples
+        self.coupling = couple(model.graph)
+        self.layers = {layer.node: layer for layer in layers_of(model)}
+        if saliency is None:
+            saliency = _saliency(self.coupling, self.layers, self.original, samples, report)
+        self.saliency = saliency
+        self.families = _families(self.coupling, self.layers, self.saliency)
+
+    def remove(self, model: ir.Model, dead: set[int], *, refit: bool = True, report: Report = silent) -> dict[str, int]:
+        """Zero classes in `model`, the one these channels are of, and fit what reads them; how many by layer."""
+        zeroed = _zero(self.coupling, dead)
+        if self.samples is not None and refit and dead:
+            _refit(model, self.coupling, dead, self.original, self.samples, report)
+        return zeroed
+
+
 def prune(
     model: ir.Model,
     ratio: float,
@@ -52,15 +81,9 @@ def prune(
     at least a tile. Without `refit` the layers behind keep their other weights. Raises CheckFailed when so much cannot
     go.
     """
-    original = ir.to_proto(model)
-    coupling = couple(model.graph)
-    layers = {layer.node: layer for layer in layers_of(model)}
-    saliency = _saliency(coupling, layers, original, samples, report)
-    dead = _chosen(coupling, layers, _families(coupling, layers, saliency), ratio, tile)
-    zeroed = _zero(coupling, dead)
-    if samples is not None and refit and dead:
-        _refit(model, coupling, dead, original, samples, report)
-    return zeroed
+    channels = Channels(model, samples, report)
+    dead = _chosen(channels.coupling, channels.layers, channels.families, ratio, tile)
+    return channels.remove(model, dead, refit=refit, report=report)
 
 
 # --- which --------------------------------------------------------------------------------------------------
@@ -93,15 +116,24 @@ def _saliency(
 
 def block_losses(kernel: NDArray[np.float64], moments: Moments, blocks: int) -> NDArray[np.float64]:
     """For each of `blocks` equal runs of a layer's inputs: the share of its output lost without it, refitted."""
-    flat = kernel.reshape(len(kernel), -1)
-    inverse = np.linalg.inv(damped(moments.covariance))
-    size = flat.shape[1] // blocks
-    lost = []
-    for start in range(0, flat.shape[1], size):
-        part = slice(start, start + size)
-        own = flat[:, part]
-        lost.append(float(np.einsum("oi,ij,oj->", own, np.linalg.inv(inverse[part, part]), own)))
-    return np.array(lost) / (moments.power or 1.0)
+    judge = BlockLoss(kernel, moments, blocks)
+    return np.array([judge([block]) for block in range(blocks)])
+
+
+class BlockLoss:
+    """The share of a layer's output that is lost without some of `blocks` equal runs of its inputs, refitted."""
+
+    def __init__(self, kernel: NDArray[np.float64], moments: Moments, blocks: int) -> None:
+        self._flat = kernel.reshape(len(kernel), -1)
+        self._inverse = np.linalg.inv(damped(moments.covariance))
+        self._size, self._power = self._flat.shape[1] // blocks, moments.power or 1.0
+
+    def __call__(self, gone: Sequence[int]) -> float:
+        """Without these blocks, all together."""
+        columns = (np.asarray(gone)[:, None] * self._size + np.arange(self._size)).ravel()
+        own = self._flat[:, columns]
+        among = np.linalg.inv(self._inverse[np.ix_(columns, columns)])
+        return float(np.sum((own @ among) * own)) / self._power
 
 
 def _families(

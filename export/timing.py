@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from ..records import LayerTime
 from ..runtime.inputs import Given
 from ..runtime.latency import Contest, Stopwatch, Timed, key_of
-from .candidates import DENSE, Place, Way, frames_of, model_of, place_of
+from .candidates import DENSE, Place, Way, frames_of, model_of, padded_work, place_of
 from .damage import distinct, ranks_to_try
 from .decompose import Factors
 from .fold import naming, opened
@@ -32,23 +35,25 @@ from .passes.rewrites import REWRITES, rewritten
 from .reporting import Report, silent
 
 _AT_FIRST = 5  # ranks of a form that are timed at once; those chosen are timed later
+_CHANNELS_AT_FIRST = 6  # and counts of channels, each at two ranks
 _GAIN = 0.995  # a rewrite is kept where it takes less of the time than this, surely
 _SURE = 2.0  # standard errors
 
 
 class LayerTimes:
-    """Ratios of layers written in some way to the same layers dense."""
+    """Ratios of layers written in some way to the same layers dense, as wide as they are."""
 
-    def __init__(self, layers: Sequence[Layer], ways: Mapping[str, Sequence[Way]], watch: Stopwatch) -> None:
+    def __init__(self, layers: Sequence[Layer], ways: Mapping[str, Iterable[Way]], watch: Stopwatch) -> None:
         self._watch = watch
         self.places = {layer.name: place_of(layer) for layer in layers if layer.name in ways}
         self._ways: dict[Place, set[Way]] = {}
         for name, place in self.places.items():
             self._ways.setdefault(place, set()).update(ways[name])
         self._known: dict[Place, dict[Way, float]] = {}
+        self._models: dict[Place, NDArray[np.float64]] = {}
 
     def measure(self, wanted: Mapping[str, Iterable[Way]] | None = None, report: Report = silent) -> int:
-        """Time these ways, or without them a few ranks of every form; returns how many models were timed now."""
+        """Time these ways, or without them a few of all kinds; returns how many models were timed now."""
         asked: dict[Place, set[Way]] = {place: set() for place in self._ways}
         if wanted is None:
             asked = {place: set(_spread(ways)) for place, ways in self._ways.items()}
@@ -86,15 +91,22 @@ class LayerTimes:
 
     def _learn(self, place: Place, ways: Iterable[Way]) -> None:
         table = self._watch.table.known(model_of(place, DENSE))
-        if not all(key_of(frame) in table for frame in frames_of(place)):
+
+        def around(channels: tuple[int, int] | None) -> float | None:
+            found = [table.get(key_of(frame)) for frame in frames_of(place, channels)]
+            return None if None in found else fmean(one.ratio for one in found if one is not None)
+
+        frame = around(None)
+        if frame is None:
             return
-        around = fmean(table[key_of(frame)].ratio for frame in frames_of(place))
-        own = max(1 - around, 1e-6)
+        own = max(1 - frame, 1e-6)
         known = self._known.setdefault(place, {DENSE: 1.0})
+        frames = {channels: around(channels) for channels in {way.channels for way in ways}}
         for way in ways:
-            timed = table.get(key_of(model_of(place, way)))
-            if way != DENSE and timed is not None:
-                known[way] = max((timed.ratio - around) / own, 0.0)
+            timed, taken_off = table.get(key_of(model_of(place, way))), frames[way.channels]
+            if way != DENSE and timed is not None and taken_off is not None:
+                known[way] = max((timed.ratio - taken_off) / own, 0.0)
+        self._models[place] = _fitted(place, known, self._watch.facts.tile)
 
     def dense(self, name: str) -> float:
         """Time of the dense layer, without what is around it, as a multiple of one that is the same for all."""
@@ -109,39 +121,78 @@ class LayerTimes:
         return way in self._known[self.places[name]]
 
     def ratio(self, name: str, way: Way) -> float:
-        """Time of the layer in this way / dense; between two timed ranks of a form a straight line."""
-        known = self._known[self.places[name]]
+        """Time of the layer in this way / dense; of one that was not timed by the model of stairs, in proportion to
+        the nearest that was.
+        """
+        place = self.places[name]
+        known = self._known[place]
         if way in known:
             return known[way]
-        points = sorted((max(one.ranks), value) for one, value in known.items() if one.form == way.form)
-        ranks, values = zip(*points, strict=True)
-        return float(np.interp(max(way.ranks), ranks, values))
+        near = min(known, key=lambda one: _distance(place, one, way))
+        return known[near] * self._stairs(place, way) / self._stairs(place, near)
+
+    def _stairs(self, place: Place, way: Way) -> float:
+        work = np.array(padded_work(place, way, self._watch.facts.tile))
+        return max(float(work @ self._models[place]), 1e-4)
 
     def fastest(self, name: str) -> Way:
-        """The way that was timed fastest."""
+        """The way that was timed fastest, the channels as they are."""
         known = self._known[self.places[name]]
-        return min(known, key=lambda way: known[way])
+        return min((way for way in known if way.channels is None), key=lambda way: known[way])
+
+
+def _fitted(place: Place, known: Mapping[Way, float], tile: int) -> NDArray[np.float64]:
+    """Times as a sum of what the ways do, no part negative, each way's own error in proportion to its time."""
+    work = np.array([padded_work(place, way, tile) for way in known])
+    times = np.array([max(ratio, 1e-3) for ratio in known.values()])
+    scale = work.max(axis=0)
+    scale[scale == 0] = 1.0
+    parts, _ = nnls(work / scale / times[:, None], np.ones(len(times)))
+    return parts / scale
+
+
+def _distance(place: Place, one: Way, other: Way) -> tuple[bool, float]:
+    """How unlike two ways are: another form first, then channels and ranks by their logarithms."""
+    sizes = [(*(way.channels or place.shape[:2]), *way.ranks) for way in (one, other)]
+    if one.form != other.form:
+        return True, 0.0
+    return False, float(np.abs(np.diff(np.log(np.array(sizes, float)), axis=0)).sum())
 
 
 def _spread(ways: Iterable[Way]) -> list[Way]:
-    """Of each form the lowest rank, the highest and some between."""
-    forms: dict[str, list[Way]] = {}
+    """Of each form the lowest rank, the highest and some between; so too of its channels, each at fewer ranks."""
+    kinds: dict[tuple[str, tuple[int, int] | None], list[Way]] = {}
     for way in ways:
-        forms.setdefault(way.form, []).append(way)
-    found = []
-    for same in forms.values():
+        kinds.setdefault((way.form, way.channels), []).append(way)
+    wide, narrow = [], {}
+    for (form, channels), same in kinds.items():
         same.sort(key=_order)
-        found += [same[round(at)] for at in np.linspace(0, len(same) - 1, min(_AT_FIRST, len(same)))]
-    return found
+        if channels is None:
+            wide += _some(same, _AT_FIRST)
+        else:
+            narrow.setdefault(form, []).append(same)
+    for of_form in narrow.values():
+        of_form.sort(key=lambda same: same[0].channels)
+        wide += [way for same in _some(of_form, _CHANNELS_AT_FIRST) for way in _some(same, 2)]
+    return wide
 
 
-def _order(way: Way) -> tuple[str, int, tuple[int, ...]]:
-    return way.form, max(way.ranks, default=0), way.ranks
+def _some(listed: Sequence[Any], count: int) -> list[Any]:
+    """The first, the last and some between."""
+    return [listed[round(at)] for at in np.linspace(0, len(listed) - 1, min(count, len(listed)))]
+
+
+def _order(way: Way) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    return way.form, way.ranks, way.channels or (0, 0)
 
 
 def _contest(place: Place, ways: Sequence[Way]) -> Contest:
     dense = model_of(place, DENSE)
-    return Contest(dense, [*frames_of(place), *(model_of(place, way) for way in ways)] if ways else [])
+    if not ways:
+        return Contest(dense, [])
+    channels = dict.fromkeys([None, *(way.channels for way in ways)])
+    frames = [frame for one in channels for frame in frames_of(place, one)]
+    return Contest(dense, list(dict.fromkeys([*frames, *(model_of(place, way) for way in ways)])))
 
 
 # --- whole networks -----------------------------------------------------------------------------------------
@@ -174,7 +225,7 @@ def sketch(model: ir.Model, ways: Mapping[str, Way], rewrites: Iterable[str]) ->
     generator = np.random.default_rng(0)
     for layer in layers_of(copy):
         way = ways.get(layer.name, DENSE)
-        if way != DENSE:
+        if not way.is_dense:
             form = resolve_any(way.form, layer.shape)
             kernels = tuple(
                 generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
