@@ -126,6 +126,7 @@ def compress(
     budget_bytes: Annotated[int | None, typer.Option(min=1, help="Largest file, for those who lack flash.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A .plan.json, as written before or changed by hand.")] = None,
     prune: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the MACs to prune in channels.")] = None,
+    widths: Annotated[bool, typer.Option("--widths", help="With a budget of time: fewer channels too.")] = False,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Print damage against MACs, ten points.")] = False,
@@ -158,6 +159,7 @@ def compress(
         time=_time_budget(budget, latency, damage),
         plan=None if plan is None else Plan.read(plan),
         prune=prune,
+        widths=widths,
         keep=keep or (),
     )
     done = compress_file(

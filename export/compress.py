@@ -56,6 +56,7 @@ class Wish:
     file), `time` (on a device), `plan`.
 
     `prune` is the share of the MACs that goes in whole channels before; without the others nothing is factorised.
+    With `widths` a budget of time may be met by fewer channels too.
     """
 
     forms: Sequence[str] = AUTO_FORMS
@@ -65,6 +66,7 @@ class Wish:
     time: Budget | None = None
     plan: Plan | None = None
     prune: float | None = None
+    widths: bool = False
     tile: int = 1
     keep: Sequence[str] = ()
 
@@ -338,8 +340,10 @@ class Job:
         assert self.wish.time is not None, "asked for"
         model, tile = network.model, self.wish.tile
         scored = network.scored(self.wish)
-        channels = Channels(model, network.samples, self.report)
-        widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
+        widths = None
+        if self.wish.widths:
+            channels = Channels(model, network.samples, self.report)
+            widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
         found = choose(
             model,
             source.read_bytes(),
@@ -350,7 +354,7 @@ class Job:
             widths,
             self.report,
         )
-        if widths.dead(found.widths):
+        if widths is not None and widths.dead(found.widths):
             groups = merged(groups, widths.apply(model, found.widths, tile, refit=True, report=self.report))
             network = Network(model, network.samples, self.report)
         layers = {layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(model)}
