@@ -119,11 +119,11 @@ def compress_file(
     def work(folder: Path) -> list[str]:
         from .devices.local import LocalTransport
         from .export import compress
-        from .runtime.inputs import given
+        from .runtime.inputs import given, parse_shapes
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
-        options = Options(threads=threads)
+        options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
 
         with bars() as new_bar:
             job = compress.Job(

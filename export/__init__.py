@@ -17,7 +17,12 @@ aware.py       decompositions that keep a layer's outputs                       
 walk.py        a network run once through calibration data                       model, Samples → values on the way
 moments.py     what a layer sees and puts out                                    Walk → Moments, one layer at a time
 damage.py      candidates of a layer and what they do to the outputs             layer, Walk → Candidates
-solve.py       one candidate a layer within a budget                             Candidates → frontier
+frontier.py    one candidate a layer, from dense to the least MACs or bytes       Candidates → steps
+solve.py       one option a layer and one width a group, exactly                 numbers → choice
+candidates.py  a layer in any form between its neighbours, to be timed           layer → small models
+timing.py      what layers and plans take on a device                            latency table → ratios, forecast
+widths.py      how narrow channels may be, and what that damages                 Channels → widths
+budget.py      least damage in the time there is, held against dense in place    candidates, device → choice
 prune.py       whole channels that their readers miss least                      model, Samples → model
 compress.py    all of these in order                                             ONNX → ONNX, Plan, Parity
 quantize.py    int8 by ONNX Runtime's tool, after folding                        ONNX, data → ONNX, Parity

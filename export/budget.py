@@ -258,7 +258,7 @@ class _Search:
 
     def _timed(self, *plans: _Plan) -> list[Timed]:
         sketches = [self._sketch(plan) for plan in plans]
-        found = self._watch.timed(self._original, sketches)
+        found = self._watch.timed(self._original, sketches, whole=True)
         return [found[key_of(one)] for one in sketches]
 
     def _without_slower(self, plan: _Plan) -> tuple[_Plan, dict[str, str]]:
@@ -269,7 +269,7 @@ class _Search:
         now = self._sketch(plan)
         put_back = {name: self._sketch(plan.without(name)) for name in factored}
         self._report("holding each layer against itself dense", 0, 1)
-        timed = self._watch.timed(now, list(put_back.values()))
+        timed = self._watch.timed(now, list(put_back.values()), whole=True)
         self._report("holding each layer against itself dense", 1, 1)
         found = {name: timed[key_of(content)] for name, content in put_back.items()}
         returned = {

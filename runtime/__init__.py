@@ -5,6 +5,7 @@ turns.py     options, and who is timed when and for how long
 stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
 serving.py   a model on its way to a board
 load.py      a model at a rate of frames, and without a pause
+latency.py   the latency table: opaque models against one another, remembered
 operators.py where the time goes, by layer of the plan
 sweep.py     settings to measure one after the other
 diagnose.py  cautions: what looks wrong in a measurement, each with a remedy

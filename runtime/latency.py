@@ -156,8 +156,11 @@ class Stopwatch:
         found = {key_of(model): model for model in one.models if model != one.reference and key_of(model) not in known}
         return list(found.values())
 
-    def timed(self, reference: bytes, models: Sequence[bytes]) -> dict[str, Timed]:
-        """Hold one contest, now, whatever the table says; ratios by the models' keys."""
+    def timed(self, reference: bytes, models: Sequence[bytes], *, whole: bool = False) -> dict[str, Timed]:
+        """Hold one contest, now, whatever the table says; ratios by the models' keys.
+
+        `whole` networks get the inputs, or their shapes, that the options name; parts of one have their own.
+        """
         names = [key_of(reference), *map(key_of, models)]
         launches: list[np.ndarray] = []
         with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
@@ -172,6 +175,8 @@ class Stopwatch:
                     "session_config": dict(self.options.session_config),
                     "cores": choose_cores(self.options, self.facts),
                     "seed": self.options.seed + launch,
+                    "shapes": {name: list(shape) for name, shape in self.options.shapes.items()} if whole else {},
+                    "inputs": str(self.options.inputs.resolve()) if whole and self.options.inputs else None,
                 }
                 with self.transport.launch() as process:
                     samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)

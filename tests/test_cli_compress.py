@@ -17,6 +17,8 @@ from rankfold.runtime.costs import count
 from .export.nets import Net
 from .making import rankfold
 
+ONE_OF = "give one of --budget, --latency, --damage, --energy, --macs, --budget-bytes and --plan, or --prune"
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
@@ -108,6 +110,31 @@ def test_a_file_of_at_most_so_many_bytes(models, tmp_path):
     assert damage.error == pytest.approx(_error(models, out), rel=1e-3)
 
 
+def test_layers_are_timed_and_the_choice_is_measured(models, tmp_path):
+    """The fastest whatever it damages: never infeasible, so that no measured time can fail the test."""
+    out, table = tmp_path / "fast.onnx", tmp_path / "table.sqlite"
+    timed = rankfold(models, "latency-table", "fill", "net.onnx", "--tile", "8", "--table", str(table))
+    assert timed.returncode == 0, timed.stderr
+    assert "spatial" in timed.stdout
+    shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table))
+    assert shown.stdout == timed.stdout
+    options = ("--damage", "1e9", "--tile", "8", "--table", str(table), "--widths")
+    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
+    assert done.returncode == 0, done.stderr
+    timing = Plan.read(out.with_suffix(".plan.json")).timing
+    assert timing is not None
+    assert timing.low is not None
+    assert timing.high is not None
+    assert 0 < timing.low <= timing.high
+    assert done.stdout.splitlines()[-1] == timing.verdict
+    assert f"on host with 1 thread, predicted {1 / timing.predicted:.2f}×" in timing.verdict
+    refused = tmp_path / "refused.onnx"
+    done = rankfold(models, "compress", "net.onnx", "-o", str(refused), "--latency", "1us", "--table", str(table))
+    assert done.returncode == 1
+    assert "with every layer in its fastest way, whatever the damage" in done.stderr
+    assert list(tmp_path.glob("refused*")) == []
+
+
 def test_full_rank_changes_nothing(models, tmp_path):
     out = tmp_path / "same.onnx"
     done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
@@ -118,15 +145,20 @@ def test_full_rank_changes_nothing(models, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("net.onnx -o out.onnx", "give one of --energy, --macs, --budget-bytes and --plan, or --prune"),
+        ("net.onnx -o out.onnx", ONE_OF),
         (
             "net.onnx -o out.onnx --macs 0.5 --energy 0.9",
-            "give one of --energy, --macs, --budget-bytes and --plan, or --prune",
+            ONE_OF,
         ),
+        ("net.onnx -o out.onnx --budget 0.5 --macs 0.5", ONE_OF),
+        ("net.onnx -o out.onnx --budget 0.5 --damage 1", "give one of --budget, --latency and --damage"),
+        ("net.onnx -o out.onnx --budget 2", "--budget: expected a share of the time in (0, 1], found 2.0"),
+        ("net.onnx -o out.onnx --latency fast", "--latency 'fast': expected a time such as 3ms, 250us or 0.1s"),
+        ("net.onnx -o out.onnx --budget 0.5 --table foreign.json", "expected a latency table, found"),
         ("net.onnx -o out.onnx --macs 0", "--macs: expected a share in (0, 1], found 0.0"),
         ("net.onnx -o out.onnx --macs 0.001 --tile 1", "at the smallest ranks; allow"),
         ("net.onnx -o out.onnx --budget-bytes 5000 --tile 1", "weights in the layers, found"),
-        ("net.onnx -o out.onnx --budget-bytes 5000 --macs 0.5", "give one of --energy"),
+        ("net.onnx -o out.onnx --budget-bytes 5000 --macs 0.5", ONE_OF),
         ("net.onnx -o out.onnx --macs 0.5 --data small.npz", "input 'input': expected data of shape"),
         ("net.onnx -o out.onnx --macs 0.5 --data nowhere.npz", "nowhere.npz"),
         ("net.onnx -o out.onnx --plan nowhere.json", "nowhere.json"),
