@@ -118,10 +118,10 @@ def frames_of(place: Place, channels: tuple[int, int] | None = None) -> tuple[by
         graph = _Graph(place, 0)
         return (graph.finish(graph.node("Relu", [graph.input([1, i])])),)
     found = []
-    for channels, side in ((i, 0), (o, 2)):
+    for count, side in ((i, 0), (o, 2)):
         graph = _Graph(place, len(place.strides))
-        x = graph.neighbour(graph.input([1, channels, *_spatial(place.pixels, graph.axes, side)]), channels)
-        found.append(graph.finish(graph.neighbour(x, channels)))
+        x = graph.neighbour(graph.input([1, count, *_spatial(place.pixels, graph.axes, side)]), count)
+        found.append(graph.finish(graph.neighbour(x, count)))
     return tuple(dict.fromkeys(found))
 
 

@@ -7,7 +7,7 @@ layer, each seeing what the compressed network before it puts out; without data,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -93,11 +93,17 @@ class Wish:
 
 @dataclass
 class Network:
-    """A folded model whose layers are to be factorised, with the data to judge by."""
+    """A folded model whose layers are to be factorised, with the data to judge by.
+
+    Where channels have been pruned, `truth` is the network before that, and `kept` says which of its channels each
+    layer still puts out: factors are fitted to these, so that they make up for what came before them.
+    """
 
     model: ir.Model
     samples: Samples | None
     report: Report
+    truth: onnx.ModelProto | None = None
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     original: onnx.ModelProto = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +133,9 @@ class Network:
         unknown = [name for name in plan.layers if name not in layers]
         if unknown:
             raise InputError(f"the plan names layer '{unknown[0]}', which the model does not have; plan it again")
-        walks = None if self.samples is None else (Walk(self.original, self.samples), Walk(self.original, self.samples))
+        walks = None
+        if self.samples is not None:
+            walks = Walk(self.original, self.samples), Walk(self.truth or self.original, self.samples)
         wanted = [name for name in layers if name in plan.layers and plan.layers[name].form != "dense"]
         decided = dict(plan.layers)
         for number, name in enumerate(wanted):
@@ -145,7 +153,7 @@ class Network:
         else:
             now, truth = walks
             now.proto = ir.to_proto(self.model)
-            judge = collect(layer, now, truth)
+            judge = collect(layer, now, truth, self.kept.get(layer.name))
             factors = whitened(layer.kernel, judge).factors(form, decision.ranks)
             if layer.node.op_type != "MatMul":
                 bias = judge.bias(factors.to_dense())
@@ -255,6 +263,16 @@ def _dense(layer: Layer, dense_macs: dict[str, int | None], reason: str) -> Laye
     )
 
 
+def kept_by_layer(pruned: Mapping[str, GroupDecision]) -> dict[str, list[int]]:
+    """The output channels that each layer of these groups keeps, where it loses any."""
+    return {
+        name: list(group.kept)
+        for group in pruned.values()
+        if len(group.kept) < group.channels
+        for name in group.members
+    }
+
+
 def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -> dict[str, GroupDecision]:
     """The decisions of folding and, counted in the same channels, of pruning after it."""
     joined = dict(folded)
@@ -300,8 +318,11 @@ class Job:
             before = ir.to_proto(model)
             if self.wish.prune is not None:
                 prune(model, self.wish.prune, tile=self.wish.tile, samples=samples, report=self.report)
-                groups = merged(groups, fold_channels(model, self.wish.tile))
-            network = Network(model, samples, self.report)
+                pruned = fold_channels(model, self.wish.tile)
+                groups = merged(groups, pruned)
+                network = Network(model, samples, self.report, before, kept_by_layer(pruned))
+            else:
+                network = Network(model, samples, self.report)
             wants_steps = self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None
             steps = steps_of(network, self.wish) if wants_steps else []
             if self.wish.time is not None:
@@ -355,8 +376,9 @@ class Job:
             self.report,
         )
         if widths is not None and widths.dead(found.widths):
-            groups = merged(groups, widths.apply(model, found.widths, tile, refit=True, report=self.report))
-            network = Network(model, network.samples, self.report)
+            pruned = widths.apply(model, found.widths, tile, refit=True, report=self.report)
+            groups = merged(groups, pruned)
+            network = Network(model, network.samples, self.report, network.original, kept_by_layer(pruned))
         layers = {layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(model)}
         return Plan(tile=tile, groups=groups, layers=layers, timing=found.timing), network
 

@@ -6,6 +6,8 @@ sequential). Rows are a seeded sample of output positions; sums are float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +23,11 @@ _LEAST_ROWS = 32768
 _SEED = 0
 
 
-def collect(layer: Layer, current: Walk, original: Walk) -> Moments:
-    """The layer's moments: inputs in `current`, outputs in `original`; both walks stand before the layer then."""
+def collect(layer: Layer, current: Walk, original: Walk, kept: Sequence[int] | None = None) -> Moments:
+    """The layer's moments: inputs in `current`, outputs in `original`; both walks stand before the layer then.
+
+    `kept` are the original's output channels that the layer still has, where it is narrower.
+    """
     node = layer.node
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None, f"layer {layer.name!r} has no input"
@@ -34,8 +39,9 @@ def collect(layer: Layer, current: Walk, original: Walk) -> Moments:
     share = _share(layer, current.samples.count, width)
     sums = _Sums(width, layer.kernel.shape[0])
     for inputs, (outputs,) in zip(seen, original.peek([output.name or ""]), strict=True):
-        rows, kept = patches(inputs, layer, generator, share)
-        sums.add(rows, _positions(outputs, layer)[kept])
+        rows, taken = patches(inputs, layer, generator, share)
+        wanted = _positions(outputs, layer)[taken]
+        sums.add(rows, wanted if kept is None else wanted[:, kept])
     return sums.moments()
 
 

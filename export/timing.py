@@ -79,7 +79,9 @@ class LayerTimes:
         whole = sum(self.dense(name) for names in alike.values() for name in names) or 1.0
         shares = {place: sum(map(self.dense, names)) / whole for place, names in alike.items()}
         return [
-            LayerTime(layers=alike[place], share=shares[place], form=way.form, ranks=list(way.ranks), ratio=ratio)
+            LayerTime.model_validate(
+                {"layers": alike[place], "share": shares[place], "form": way.form, "ranks": way.ranks, "ratio": ratio}
+            )
             for place in sorted(alike, key=lambda place: -shares[place])
             for way, ratio in sorted(self._known[place].items(), key=lambda known: known[1])
         ]

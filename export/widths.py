@@ -154,8 +154,9 @@ class Widths:
 
     def _is_judge(self, read: Read) -> bool:
         layer = self.channels.layers.get(read.node)
-        known = layer is not None and layer.obstacle is None and layer.pixels is not None
-        return known and any(name in self._sides[layer.name][1] for name in self.options)
+        if layer is None or layer.obstacle is not None or layer.pixels is None:
+            return False
+        return any(name in self._sides[layer.name][1] for name in self.options)
 
 
 def _named(channels: Channels) -> dict[str, Family]:
