@@ -14,7 +14,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..devices.transport import Transport, contest
+from ..devices.transport import BoardProcess, Transport, contest
 from ..errors import InputError
 from ..records import Facts
 from .stats import most_frequent, undisturbed
@@ -144,10 +144,13 @@ class Stopwatch:
         todo = [(one.reference, self._missing(one)) for one in contests]
         todo = [(reference, missing) for reference, missing in todo if missing]
         total, done = sum(len(missing) for _, missing in todo), 0
-        for reference, missing in todo:
-            report(done, total)
-            self.table.add(reference, self.timed(reference, missing))
-            done += len(missing)
+        if not todo:
+            return 0
+        with self._launched() as processes:
+            for reference, missing in todo:
+                report(done, total)
+                self.table.add(reference, self._timed(processes, reference, missing, whole=False))
+                done += len(missing)
         report(done, total)
         return total
 
@@ -161,13 +164,25 @@ class Stopwatch:
 
         `whole` networks get the inputs, or their shapes, that the options name; parts of one have their own.
         """
+        with self._launched() as processes:
+            return self._timed(processes, reference, models, whole=whole)
+
+    @contextmanager
+    def _launched(self) -> Iterator[list[BoardProcess]]:
+        """Fresh processes, each to hold every contest once: whole launches differ."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.transport.launch()) for _ in range(LAUNCHES)]
+
+    def _timed(
+        self, processes: Sequence[BoardProcess], reference: bytes, models: Sequence[bytes], *, whole: bool
+    ) -> dict[str, Timed]:
         names = [key_of(reference), *map(key_of, models)]
         launches: list[np.ndarray] = []
         with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
             paths = [str(Path(folder) / f"{name}.onnx") for name in names]
             for path, model in zip(paths, (reference, *models), strict=True):
                 Path(path).write_bytes(model)
-            for launch in range(LAUNCHES):
+            for launch, process in enumerate(processes):
                 request = {
                     "models": paths,
                     "threads": self.options.threads,
@@ -178,8 +193,7 @@ class Stopwatch:
                     "shapes": {name: list(shape) for name, shape in self.options.shapes.items()} if whole else {},
                     "inputs": str(self.options.inputs.resolve()) if whole and self.options.inputs else None,
                 }
-                with self.transport.launch() as process:
-                    samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)
+                samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)
                 launches.append(np.log(np.asarray(samples)))
         reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())
         return {

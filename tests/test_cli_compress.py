@@ -118,7 +118,7 @@ def test_layers_are_timed_and_the_choice_is_measured(models, tmp_path):
     assert "spatial" in timed.stdout
     shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table))
     assert shown.stdout == timed.stdout
-    options = ("--damage", "1e9", "--tile", "8", "--table", str(table), "--widths")
+    options = ("--damage", "1e9", "--tile", "8", "--table", str(table))
     done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
     assert done.returncode == 0, done.stderr
     timing = Plan.read(out.with_suffix(".plan.json")).timing

@@ -121,7 +121,7 @@ def test_the_gate_wants_the_whole_interval():
     with pytest.raises(CheckFailed, match=r"gate fails: compact takes 1\.1\d\d of its old time"):
         judge(changes(then(), now(ratio=1.8)), 1.02)
     with pytest.raises(
-        Inconclusive, match=r"gate is undecided: compact takes .*, the limit is 1.02; measure both with \\d+ pairs"
+        Inconclusive, match=r"gate is undecided: compact takes .*, the limit is 1.02; measure both with \d+ pairs"
     ):
         judge(changes(then(), now(ratio=1.96, noise=0.5)), 1.02)
 

@@ -32,10 +32,10 @@ def product(size: int) -> bytes:
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
 
 
-def watch_on(transport: LocalTransport | FakeDevice, path: Path, **asked: int) -> Stopwatch:
+def watch_on(transport: LocalTransport | FakeDevice, path: Path, threads: int = 1) -> Stopwatch:
     with transport.launch() as process:
         facts = probe.facts(process)
-    return stopwatch(transport, facts, Options(**asked), path)
+    return stopwatch(transport, facts, Options(threads=threads), path)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
