@@ -15,11 +15,12 @@ from .stats import expected_half_width, pairs_for, pairs_wanted
 # so that baseline and variant alternate faster than a machine drifts.
 _BLOCK_MIN_S, _BLOCK_MAX_S = 0.005, 0.5
 _BLOCK_MIN_RUNS, _BLOCK_MAX_RUNS = 3, 1000
-# Seconds of a pair's turns; with the start of its processes, 8 pairs of a 1 ms model take about 12 s.
+# Seconds of a pair's turns; with the start of its processes, 8 pairs of a 1 ms model take about 25 s. Three times as
+# long made half-widths 1.7 times smaller, from 0.8 to 2.4 s, on a shared machine in a bad hour (0.5 % then 0.3 %).
 # With a pool each turn also waits until it sleeps: it spins for some 50 ms (onnxruntime 1.32, tried).
-_PAIR_S, _PAIR_WITH_POOL_S = 0.8, 1.0
+_PAIR_S, _PAIR_WITH_POOL_S = 2.0, 1.0
 _SPIN_S = 0.06
-_COUPLES_MIN, _COUPLES_MAX = 2, 20
+_COUPLES_MIN, _COUPLES_MAX = 2, 60
 MOST_PAIRS = 200  # an hour of a 1 ms model at two threads; nobody waits for more
 _BLOCK_LIMIT_S, _BLOCK_LIMIT_FACTOR = 60.0, 20.0  # a turn that takes 20 times what was expected hangs
 

@@ -245,7 +245,7 @@ CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
     "_switches": (device(block={"involuntary_switches": 40}), {}, "timed runs were interrupted"),
     "_throttling": (device(weather=lambda _: {"throttled": "firmware 0x50005"}), {}, "the processor was throttled"),
     "_hot": (
-        device(factor=lambda now_s: 1.0 if now_s < 20 else 1.3),
+        device(factor=lambda now_s: 1.0 if now_s < 40 else 1.3),
         {"sustain_s": 30},
         "s without a pause a run takes 30% longer",
     ),
