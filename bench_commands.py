@@ -22,7 +22,6 @@ BENCH_EXAMPLES = (
 COMPARE_EXAMPLES = "Example:  [bold]rankfold compare main.json bench.json --gate 1.02 --summary gate.md[/]"
 
 _MOST_CORES = 1 << 16
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads inside one network.")]
 SummaryOption = Annotated[
     Path | None, typer.Option(help="Append the verdict and a table in Markdown, e.g. $GITHUB_STEP_SUMMARY.")
 ]
@@ -31,7 +30,7 @@ SummaryOption = Annotated[
 def bench(
     models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
     device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
-    threads: ThreadsOption = 1,
+    threads: onnx_commands.ThreadsOption = 1,
     cores: Annotated[str | None, typer.Option(help="Core mask, e.g. 0,2-3.  [default: the last ones]")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
     session_config: Annotated[list[str] | None, typer.Option(help="key=value, checked against known keys.")] = None,

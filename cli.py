@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from . import bench_commands, onnx_commands
-from .bench_commands import ThreadsOption
 from .errors import InputError, RankfoldError, complaint, system_complaint
+from .onnx_commands import ThreadsOption
 
 if TYPE_CHECKING:
     from .records import Recipe
@@ -40,12 +40,6 @@ devices_app = typer.Typer(
     epilog="Example:  [bold]rankfold devices probe host[/]",
 )
 app.add_typer(devices_app, name="devices")
-table_app = typer.Typer(
-    help="How long layers take on a device, in every way to write them: fill the table, show it.",
-    no_args_is_help=True,
-    epilog=onnx_commands.TABLE_EXAMPLE,
-)
-app.add_typer(table_app, name="latency-table")
 
 Form = Literal["channel", "input-channel", "spatial", "linear"]
 DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
@@ -157,9 +151,7 @@ app.command(epilog=onnx_commands.TUNE_EXAMPLES)(onnx_commands.tune)
 app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
-
-table_app.command("fill", epilog=onnx_commands.TABLE_EXAMPLE)(onnx_commands.table_fill)
-table_app.command("show", epilog=onnx_commands.TABLE_EXAMPLE)(onnx_commands.table_show)
+app.command(epilog=onnx_commands.TABLE_EXAMPLE, no_args_is_help=True)(onnx_commands.latency_table)
 
 # --- bench, compare, report ----------------------------------------------------------------------------------
 

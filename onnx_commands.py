@@ -36,7 +36,7 @@ ColorsOption = Annotated[Colors, typer.Option(help="Order of the channels.")]
 LayoutOption = Annotated[Layout, typer.Option(help="Order of the axes.")]
 TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")]
 TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads inside the network when it is timed.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads inside one network.")]
 TableOption = Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")]
 CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
 
@@ -185,11 +185,15 @@ def compress(
     if done.frontier:
         print_frontier(done.frontier)
     print(_compressed(source, output, done.plan, plan_only) + _damaged(done.damage))
-    if done.plan.timing is not None:
+    if done.plan.timing is not None and done.plan.timing.verdict:
         print(done.plan.timing.verdict)
 
 
-def table_fill(
+def latency_table(
+    action: Annotated[
+        Literal["fill", "show"],
+        typer.Argument(help="fill: time what the table lacks; show: what it knows, nothing is timed."),
+    ],
     source: Source,
     form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: in every way.")] = "auto",
     device: DeviceOption = "host",
@@ -201,40 +205,7 @@ def table_fill(
     limit_s: LimitOption = 7200.0,
     memory_gb: MemoryOption = None,
 ) -> None:
-    """Time the layers of an ONNX file in every way that the table lacks; a second time takes a moment."""
-    _table(source, form, device, threads, table, tile, shape, inputs, limit_s, memory_gb, fill=True)
-
-
-def table_show(
-    source: Source,
-    form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: in every way.")] = "auto",
-    device: DeviceOption = "host",
-    threads: ThreadsOption = 1,
-    table: TableOption = None,
-    tile: TileOption = "auto",
-    shape: ShapeOption = None,
-    inputs: InputsOption = None,
-    limit_s: LimitOption = 7200.0,
-    memory_gb: MemoryOption = None,
-) -> None:
-    """What the table knows of an ONNX file's layers on a device; nothing is timed."""
-    _table(source, form, device, threads, table, tile, shape, inputs, limit_s, memory_gb, fill=False)
-
-
-def _table(
-    source: Path,
-    form: CompressForm,
-    device: str,
-    threads: int,
-    table: Path | None,
-    tile: str,
-    shape: list[str] | None,
-    inputs: Path | None,
-    limit_s: float,
-    memory_gb: float | None,
-    *,
-    fill: bool,
-) -> None:
+    """How long the layers of an ONNX file take on a device, in every way to write them."""
     from .export.compress import AUTO_FORMS
     from .onnx_stages import layer_times
     from .terminal import print_layer_times
@@ -242,7 +213,7 @@ def _table(
     rows = layer_times(
         source,
         forms=AUTO_FORMS if form == "auto" else (form,),
-        fill=fill,
+        fill=action == "fill",
         device=device,
         threads=threads,
         table=table,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .files import replacing_all, require_writable, sha256_of, write_bytes
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .export.calibration import Preprocess
     from .export.compress import Wish
     from .train.tune import Settings
-
-Split = Literal["validation", "test"]
 
 
 def fold_file(

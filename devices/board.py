@@ -408,7 +408,8 @@ def contest(request: dict[str, Any]) -> dict[str, Any]:
     order, begin = random.Random(request["seed"]), time.perf_counter()
     for warm in (True, True, *[False] * request["rounds"]):
         for session, feed, samples in order.sample(runs, len(runs)):
-            samples += [] if warm and run_timed(session, feed, 1) else run_timed(session, feed, 1)
+            timed = run_timed(session, feed, 1)
+            samples += [] if warm else timed
         done = len(runs[0][2])
         if done >= 3 and time.perf_counter() - begin > request["seconds"]:
             break

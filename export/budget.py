@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
 from scipy.special import ndtr
 
@@ -24,6 +23,7 @@ from .forms import dense_macs, resolve_any
 from .layers import Layer, layers_of
 from .reporting import Report, silent
 from .solve import Choice, Option, Problem
+from .tile import spread
 from .timing import Forecast, LayerTimes, sketch, useful_rewrites
 from .widths import Widths
 
@@ -122,8 +122,7 @@ class _Search:
         report: Report,
     ) -> None:
         self._model, self._original, self._watch, self._report = model, original, watch, report
-        self._candidates = {name: list(found) for name, found in candidates.items()}
-        self._widths = widths
+        self._candidates, self._widths = candidates, widths
         self._narrow: dict[tuple[tuple[str, int], ...], ir.Model] = {(): model}
         self._options = self._all_options()
         layers: list[Layer] = [layer for layer in layers_of(model) if layer.name in self._options]
@@ -238,21 +237,19 @@ class _Search:
             ]
         groups: dict[str, Mapping[int, Mapping[str, float]]] = {}
         if self._widths is not None:
-            damages = self._widths.damage
             groups = {
-                name: {
-                    width: {"damage": damage} for width, damage in widths.items() if width in self._widths.options[name]
-                }
-                for name, widths in damages.items()
+                name: {width: {"damage": damage} for width, damage in widths.items()}
+                for name, widths in self._widths.damage.items()
             }
         return Problem(layers, groups, {"time": self.dense.ratio})
 
     def _sketch(self, plan: _Plan) -> bytes:
-        key = tuple(sorted(plan.widths.items()))
+        narrower = {} if self._widths is None else self._widths.narrower(plan.widths)
+        key = tuple(sorted(narrower.items()))
         if key not in self._narrow:
             assert self._widths is not None, "only they are narrower"
             copy = ir.from_proto(ir.to_proto(self._model))
-            self._widths.apply(copy, plan.widths, 1, refit=False)
+            self._widths.apply(copy, narrower, 1, refit=False)
             self._narrow[key] = copy
         return sketch(self._narrow[key], plan.ways, self.rewrites)
 
@@ -305,7 +302,7 @@ def _few(candidates: Sequence[Candidate], widths: Widths | None) -> list[Candida
             kept.pop()
         if not kept or one.damage < kept[-1].damage:
             kept.append(one)
-    return [kept[round(at)] for at in np.linspace(0, len(kept) - 1, min(_MOST_WITH_WIDTHS, len(kept)))]
+    return spread(kept, _MOST_WITH_WIDTHS)
 
 
 def _fits(one: Candidate, layer: Layer, channels: tuple[int, int]) -> bool:

@@ -172,7 +172,7 @@ def plan_of(
 ) -> Plan:
     """A decision and a reason for every layer; `steps` are `steps_of` where MACs are wished for."""
     if wish.plan is not None:
-        return wish.plan
+        return _unmeasured(wish.plan)
     if wish.macs is None and wish.budget_bytes is None and wish.energy is None:
         layers = {
             layer.name: _dense(layer, dense_macs, "only channels were to go") for layer in layers_of(network.model)
@@ -198,6 +198,14 @@ def plan_of(
         step = within(steps, round(wish.macs * steps[0].cost))
     layers = {layer.name: _decided(layer, step, wish, dense_macs) for layer in layers_of(network.model)}
     return Plan(tile=wish.tile, groups=groups, layers=layers)
+
+
+def _unmeasured(plan: Plan) -> Plan:
+    """Without what was measured of the file that the plan was first made for."""
+    if plan.timing is None:
+        return plan
+    timing = plan.timing.model_copy(update={"measured": None, "low": None, "high": None, "verdict": ""})
+    return plan.model_copy(update={"timing": timing})
 
 
 def steps_of(network: Network, wish: Wish) -> list[Step]:
@@ -343,7 +351,7 @@ class Job:
             if self.wish.budget_bytes is not None:
                 _require_fits(model, self.wish.budget_bytes)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
-            if plan.timing is not None:
+            if self.wish.time is not None and plan.timing is not None:
                 plan = plan.model_copy(update={"timing": self._measured(plan.timing, source, model, folder)})
             damage = None
             if samples is not None:

@@ -23,7 +23,7 @@ from .decompose import Factors
 from .forms import AnyForm, resolve_any
 from .graphs import with_weights
 from .layers import Layer
-from .tile import up_to_tile
+from .tile import spread, up_to_tile
 from .walk import BATCH, Walk
 
 EFFECT_SAMPLES = 256  # inputs that a layer's effect on the outputs is measured with
@@ -86,21 +86,7 @@ def ranks_to_try(form: AnyForm, layer: Layer, tile: int, objective: Objective = 
     else:
         most = min((layer.kernel.size - 1) // form.parameters(layer.shape, 1), full)
     on_tile = sorted({min(up_to_tile(rank, tile), full) for rank in range(1, most + 1)} & set(range(1, most + 1)))
-    if len(on_tile) <= RANKS:
-        return on_tile
-    return [on_tile[round(index)] for index in np.linspace(0, len(on_tile) - 1, RANKS)]
-
-
-def candidates(
-    layer: Layer,
-    forms: Sequence[str],
-    tile: int,
-    moments: Moments | None = None,
-    effects: Effects | None = None,
-    objective: Objective = "macs",
-) -> list[Candidate]:
-    """All of a layer's candidates; see `scored`."""
-    return scored(layer, forms, tile, moments, effects, objective).candidates
+    return spread(on_tile, RANKS)
 
 
 def scored(

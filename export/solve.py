@@ -19,11 +19,9 @@ from scipy.sparse import csr_array
 from ..errors import CheckFailed
 
 What = TypeVar("What")
-DAMAGE = "damage"
 _SECONDS = 60.0
 _GAP = 1e-4
 _SLACK = 1e-9  # of a limit: rounding of sums
-_INFEASIBLE = 2  # scipy's status
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Problem(Generic[What]):
         if found is None:
             asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
             raise CheckFailed(f"no choice has {asked}; allow more")
-        picked, gap = found
-        return Choice(picked.options, picked.widths, self._totals(picked.options, picked.widths), gap)
+        options, widths, gap = found
+        return Choice(options, widths, self._totals(options, widths), gap)
 
     def _totals(self, options: Mapping[str, Option[What]], widths: Mapping[str, int]) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(float, self.base)
@@ -95,12 +93,6 @@ def _undominated(options: Sequence[Option[What]], resources: Sequence[str]) -> l
     alike = beats & beats.T
     beats &= ~alike | (np.arange(len(options))[:, None] < np.arange(len(options)))  # the first of equals stays
     return [one for one, beaten in zip(options, beats.any(axis=0).tolist(), strict=True) if not beaten]
-
-
-@dataclass(frozen=True)
-class _Picked(Generic[What]):
-    options: dict[str, Option[What]]
-    widths: dict[str, int]
 
 
 class _Programme(Generic[What]):
@@ -132,7 +124,10 @@ class _Programme(Generic[What]):
                 indices = open_to.get((layer, group, width), [])
                 self._rows.append(([*indices, at[group, width]], [*[1.0] * len(indices), -1.0], 0.0))
 
-    def solved(self, bounds: Sequence[float], seconds: float) -> tuple[_Picked[What], float] | None:
+    def solved(
+        self, bounds: Sequence[float], seconds: float
+    ) -> tuple[dict[str, Option[What]], dict[str, int], float] | None:
+        """Options by layer, widths by group, and the gap; None where there is no choice."""
         count = self._costs.shape[1]
         scale = np.abs(self._costs).sum(axis=1)
         scale[scale == 0] = 1.0
@@ -156,7 +151,7 @@ class _Programme(Generic[What]):
         first = len(self._widths)
         widths = dict(self._widths[index] for index in chosen if index < first)
         options = dict(self._options[index - first] for index in chosen if index >= first)
-        return _Picked(options, widths), float(found.mip_gap or 0.0)
+        return options, widths, float(found.mip_gap or 0.0)
 
     def _matrix(self, count: int) -> csr_array:
         data = [number for _, numbers, _ in self._rows for number in numbers]

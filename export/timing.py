@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +32,7 @@ from .passes.factorize import replace
 from .passes.fold_channels import fold_channels
 from .passes.rewrites import REWRITES, rewritten
 from .reporting import Report, silent
+from .tile import spread
 
 _AT_FIRST = 5  # ranks of a form that are timed at once; those chosen are timed later
 _CHANNELS_AT_FIRST = 6  # and counts of channels, each at two ranks
@@ -51,6 +51,7 @@ class LayerTimes:
             self._ways.setdefault(place, set()).update(ways[name])
         self._known: dict[Place, dict[Way, float]] = {}
         self._models: dict[Place, NDArray[np.float64]] = {}
+        self._dense: dict[Place, float] = {}
 
     def measure(self, wanted: Mapping[str, Iterable[Way]] | None = None, report: Report = silent) -> int:
         """Time these ways, or without them a few of all kinds; returns how many models were timed now."""
@@ -62,19 +63,26 @@ class LayerTimes:
                 asked[self.places[name]].update(ways)
         contests = [self._all_dense(), *(_contest(place, sorted(ways, key=_order)) for place, ways in asked.items())]
         timed = self._watch.fill(contests, lambda done, total: report("timing candidates", done, total))
-        self.recall()
+        self._recall(place for place, ways in asked.items() if ways)
         return timed
 
     def recall(self) -> None:
         """Take from the table what it has, and time nothing."""
-        for place, ways in self._ways.items():
-            self._learn(place, ways)
+        if self._ways:
+            self._recall(self._ways)
+
+    def _recall(self, places: Iterable[Place]) -> None:
+        self._dense = self._dense or self._dense_layers()
+        for place in places:
+            self._learn(place, self._ways[place])
 
     def rows(self) -> list[LayerTime]:
-        """What is known, layers that are alike together, slowest layers first."""
+        """What is known, layers that are alike together, slowest layers first; nothing before all have been timed side
+        by side.
+        """
         alike: dict[Place, list[str]] = {}
         for name, place in self.places.items():
-            if self._known.get(place):
+            if place in self._dense and self._known.get(place):
                 alike.setdefault(place, []).append(name)
         whole = sum(self.dense(name) for names in alike.values() for name in names) or 1.0
         shares = {place: sum(map(self.dense, names)) / whole for place, names in alike.items()}
@@ -110,13 +118,23 @@ class LayerTimes:
                 known[way] = max((timed.ratio - taken_off) / own, 0.0)
         self._models[place] = _fitted(place, known, self._watch.facts.tile)
 
+    def _dense_layers(self) -> dict[Place, float]:
+        """Times of the dense layers, side by side, without what is around them; empty where the table lacks one."""
+        first = self._all_dense().reference
+        table = self._watch.table.known(first)
+        ratios = {key: one.ratio for key, one in table.items()} | {key_of(first): 1.0}
+        found = {}
+        for place in self._ways:
+            keys = [key_of(model) for model in (model_of(place, DENSE), *frames_of(place))]
+            if not all(key in ratios for key in keys):
+                return {}
+            whole, *around = (ratios[key] for key in keys)
+            found[place] = max(whole - fmean(around), 0.0)
+        return found
+
     def dense(self, name: str) -> float:
         """Time of the dense layer, without what is around it, as a multiple of one that is the same for all."""
-        first = self._all_dense().reference
-        table, place = self._watch.table.known(first), self.places[name]
-        models = [model_of(place, DENSE), *frames_of(place)]
-        whole, *around = (1.0 if model == first else table[key_of(model)].ratio for model in models)
-        return max(whole - fmean(around), 0.0)
+        return self._dense[self.places[name]]
 
     def is_timed(self, name: str, way: Way) -> bool:
         """Whether the ratio was measured, not read off its neighbours."""
@@ -170,18 +188,13 @@ def _spread(ways: Iterable[Way]) -> list[Way]:
     for (form, channels), same in kinds.items():
         same.sort(key=_order)
         if channels is None:
-            wide += _some(same, _AT_FIRST)
+            wide += spread(same, _AT_FIRST)
         else:
             narrow.setdefault(form, []).append(same)
     for of_form in narrow.values():
         of_form.sort(key=lambda same: same[0].channels)
-        wide += [way for same in _some(of_form, _CHANNELS_AT_FIRST) for way in _some(same, 2)]
+        wide += [way for same in spread(of_form, _CHANNELS_AT_FIRST) for way in spread(same, 2)]
     return wide
-
-
-def _some(listed: Sequence[Any], count: int) -> list[Any]:
-    """The first, the last and some between."""
-    return [listed[round(at)] for at in np.linspace(0, len(listed) - 1, min(count, len(listed)))]
 
 
 def _order(way: Way) -> tuple[str, tuple[int, ...], tuple[int, int]]:

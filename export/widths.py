@@ -23,6 +23,7 @@ from .moments import collect
 from .passes.fold_channels import fold_channels
 from .prune import BlockLoss, Channels, Family
 from .reporting import Report, silent
+from .tile import spread
 from .walk import Walk
 
 MOST = 8  # widths of a family
@@ -69,6 +70,10 @@ class Widths:
             gone = sum(int(side[one][: len(side[one]) - width].sum()) for one, width in widths.items() if one in side)
             counts.append(int(side[""].sum()) - gone)
         return counts[0], counts[1]
+
+    def narrower(self, widths: Kept) -> dict[str, int]:
+        """Those of the families that lose channels."""
+        return {name: width for name, width in widths.items() if width < self._size(name)}
 
     def dead(self, widths: Kept) -> set[int]:
         """The classes of channels that go."""
@@ -176,7 +181,4 @@ def _widths(family: Family, tile: int) -> list[int]:
     """Whole, and multiples of the tile below, at most `MOST`."""
     size = len(family.classes)
     below = list(range(tile, size, tile))[::-1]
-    listed = [size, *below]
-    if len(listed) <= MOST:
-        return listed
-    return [listed[round(at)] for at in np.linspace(0, len(listed) - 1, MOST)]
+    return spread([size, *below], MOST)

@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,7 @@ import numpy as np
 from ..devices.transport import BoardProcess, Transport, contest
 from ..errors import InputError
 from ..records import Facts
+from .serving import told
 from .stats import most_frequent, undisturbed
 from .turns import Options, choose_cores
 
@@ -149,7 +150,7 @@ class Stopwatch:
         with self._launched() as processes:
             for reference, missing in todo:
                 report(done, total)
-                self.table.add(reference, self._timed(processes, reference, missing, whole=False))
+                self.table.add(reference, self._held(processes, reference, missing, whole=False))
                 done += len(missing)
         report(done, total)
         return total
@@ -165,7 +166,7 @@ class Stopwatch:
         `whole` networks get the inputs, or their shapes, that the options name; parts of one have their own.
         """
         with self._launched() as processes:
-            return self._timed(processes, reference, models, whole=whole)
+            return self._held(processes, reference, models, whole=whole)
 
     @contextmanager
     def _launched(self) -> Iterator[list[BoardProcess]]:
@@ -173,9 +174,11 @@ class Stopwatch:
         with ExitStack() as stack:
             yield [stack.enter_context(self.transport.launch()) for _ in range(LAUNCHES)]
 
-    def _timed(
+    def _held(
         self, processes: Sequence[BoardProcess], reference: bytes, models: Sequence[bytes], *, whole: bool
     ) -> dict[str, Timed]:
+        options = self.options if whole else replace(self.options, shapes={}, inputs=None)
+        cores = choose_cores(options, self.facts)
         names = [key_of(reference), *map(key_of, models)]
         launches: list[np.ndarray] = []
         with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
@@ -183,16 +186,7 @@ class Stopwatch:
             for path, model in zip(paths, (reference, *models), strict=True):
                 Path(path).write_bytes(model)
             for launch, process in enumerate(processes):
-                request = {
-                    "models": paths,
-                    "threads": self.options.threads,
-                    "provider": self.options.provider,
-                    "session_config": dict(self.options.session_config),
-                    "cores": choose_cores(self.options, self.facts),
-                    "seed": self.options.seed + launch,
-                    "shapes": {name: list(shape) for name, shape in self.options.shapes.items()} if whole else {},
-                    "inputs": str(self.options.inputs.resolve()) if whole and self.options.inputs else None,
-                }
+                request = {"models": paths, **told(options, cores), "seed": options.seed + launch}
                 samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)
                 launches.append(np.log(np.asarray(samples)))
         reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())

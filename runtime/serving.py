@@ -46,16 +46,20 @@ class Board:
 
     def request(self, model: Model) -> dict[str, Any]:
         """What a process is told of a model."""
-        return {
-            "model": str(model.path.resolve()),
-            "threads": self.options.threads,
-            "provider": self.options.provider,
-            "session_config": dict(self.options.session_config),
-            "cores": self.cores,
-            "seed": self.options.seed,
-            "shapes": {name: list(shape) for name, shape in self.options.shapes.items()},
-            "inputs": None if self.options.inputs is None else str(self.options.inputs.resolve()),
-        }
+        return {"model": str(model.path.resolve()), **told(self.options, self.cores)}
+
+
+def told(options: Options, cores: list[int]) -> dict[str, Any]:
+    """What a process is told whatever its model: how to run, where, and on which inputs."""
+    return {
+        "threads": options.threads,
+        "provider": options.provider,
+        "session_config": dict(options.session_config),
+        "cores": cores,
+        "seed": options.seed,
+        "shapes": {name: list(shape) for name, shape in options.shapes.items()},
+        "inputs": None if options.inputs is None else str(options.inputs.resolve()),
+    }
 
 
 @contextmanager

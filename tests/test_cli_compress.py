@@ -128,6 +128,15 @@ def test_layers_are_timed_and_the_choice_is_measured(models, tmp_path):
     assert 0 < timing.low <= timing.high
     assert done.stdout.splitlines()[-1] == timing.verdict
     assert f"on host with 1 thread, predicted {1 / timing.predicted:.2f}×" in timing.verdict
+    again = tmp_path / "again.onnx"
+    done = rankfold(models, "compress", "net.onnx", "-o", str(again), "--plan", str(out.with_suffix(".plan.json")))
+    assert done.returncode == 0, done.stderr
+    repeated = Plan.read(again.with_suffix(".plan.json"))
+    assert repeated.timing is not None
+    assert repeated.timing.measured is None
+    assert [one.ranks for one in repeated.layers.values()] == [
+        one.ranks for one in Plan.read(out.with_suffix(".plan.json")).layers.values()
+    ]
     refused = tmp_path / "refused.onnx"
     done = rankfold(models, "compress", "net.onnx", "-o", str(refused), "--latency", "1us", "--table", str(table))
     assert done.returncode == 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ...errors import InputError
 from ..graphs import add_initializer, array, input_at, refresh_shapes, remove_node, sizes, unique
 
 
@@ -44,8 +45,10 @@ REWRITES: Mapping[str, Callable[[ir.Model], int]] = {
 
 
 def rewritten(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """The model after the rewrites of these names, in place."""
+    """The model after the rewrites of these names, in place. Raises InputError for a name that there is not."""
     for name in names:
+        if name not in REWRITES:
+            raise InputError(f"the plan rewrites '{name}'; known are {', '.join(REWRITES)}; plan it again")
         REWRITES[name](model)
     return model
 

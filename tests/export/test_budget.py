@@ -16,13 +16,13 @@ from rankfold.errors import CheckFailed, InputError
 from rankfold.export.budget import Budget, Chosen, choose
 from rankfold.export.candidates import DENSE, Way, frames_of, model_of, place_of
 from rankfold.export.compress import AUTO_FORMS
-from rankfold.export.damage import Candidate, candidates
+from rankfold.export.damage import Candidate, scored
 from rankfold.export.fold import tidy
 from rankfold.export.forms import resolve_any
 from rankfold.export.graphs import refresh_shapes, serialize
 from rankfold.export.layers import layers_of
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
-from rankfold.export.timing import sketch
+from rankfold.export.timing import LayerTimes, sketch
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options
 
@@ -78,7 +78,7 @@ def device(time_of: Callable[[Path], float] = stairs) -> FakeDevice:
 
 
 def all_candidates(model: ir.Model, tile: int = 1) -> dict[str, list[Candidate]]:
-    return {layer.name: candidates(layer, AUTO_FORMS, tile) for layer in layers_of(model) if not layer.closed}
+    return {layer.name: scored(layer, AUTO_FORMS, tile).candidates for layer in layers_of(model) if not layer.closed}
 
 
 def chosen(model: ir.Model, watch: Stopwatch, budget: Budget, tile: int = 2) -> Chosen:
@@ -139,6 +139,20 @@ def test_a_time_is_a_share_of_the_originals(model, tmp_path):
     found = chosen(model, watch, Budget(seconds=0.6 * stairs(original)))
     assert found.timing.budget == pytest.approx(0.6, rel=0.02)
     assert found.timing.screened <= 0.61
+
+
+def test_a_table_that_knows_one_layer_of_a_file_shows_nothing_of_it(model, tmp_path):
+    """Filled for `b` alone: shares of the time are known only once all layers were timed side by side."""
+    watch, layers = watch_on(device(), tmp_path), [layer for layer in layers_of(model) if not layer.closed]
+    ways = {layer.name: [Way("spatial", (8,))] for layer in layers if layer.name in ("b", "c")}
+    one = LayerTimes(layers, {"b": ways["b"]}, watch)
+    one.measure()
+    assert [row.form for row in one.rows()] == ["spatial", "dense"]
+    both = LayerTimes(layers, {"c": ways["c"], "b": ways["b"]}, watch)
+    both.recall()
+    assert both.rows() == []
+    both.measure()
+    assert {row.layers[0] for row in both.rows()} == {"b", "c"}
 
 
 @pytest.mark.parametrize(

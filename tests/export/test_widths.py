@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 import pytest
 
@@ -14,24 +13,15 @@ from rankfold.export.layers import layers_of
 from rankfold.export.prune import Channels
 from rankfold.export.widths import Widths
 
-from .nets import Net
 from .test_budget import all_candidates, device, watch_on
-from .test_prune import _opened, _samples
+from .test_prune import _opened, _residual, _samples
 
 TILE = 8
 
 
-def residual() -> onnx.ModelProto:
-    net = Net(channels=3, spatial=(12, 12))
-    stem = net.block("input", "stem", 16)
-    inner = net.block(stem, "one", 24)
-    x = net.op("Relu", net.op("Add", stem, net.bn(net.conv(inner, "two", 16, bias=False), "bn_two")))
-    return net.model(net.head(net.block(x, "three", 24)))
-
-
 @pytest.fixture
 def model() -> ir.Model:
-    made = _opened(residual())
+    made = _opened(_residual())
     refresh_shapes(made)
     return made
 

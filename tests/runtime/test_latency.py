@@ -123,7 +123,7 @@ def test_the_table_lies_where_caches_lie(monkeypatch, tmp_path):
 
 def test_a_model_that_the_runtime_refuses_is_one_line(tmp_path):
     watch = watch_on(LocalTransport(), tmp_path / "t.sqlite")
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match="No graph was found in the protobuf") as raised:
         watch.timed(product(8), [onnx.ModelProto().SerializeToString() + b"\x08\x08"])
     assert "\n" not in str(raised.value)
     assert watch.table.count() == 0

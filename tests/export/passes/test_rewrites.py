@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rankfold.errors import InputError
 from rankfold.export.fold import tidy
 from rankfold.export.graphs import refresh_shapes, serialize
-from rankfold.export.passes.rewrites import convolve_shortcuts, pool_means
+from rankfold.export.passes.rewrites import convolve_shortcuts, pool_means, rewritten
 
 SHAPE = [2, 4, 9, 7]
 BIG = np.iinfo(np.int64).max
@@ -124,3 +125,8 @@ def test_a_mean_over_pixels_becomes_pooling(keepdims, opset):
 def test_other_means_stay(axes):
     model = built(("ReduceMean", (), {"axes": axes}), constants={})
     assert pool_means(model) == 0
+
+
+def test_a_rewrite_that_there_is_not_is_one_line():
+    with pytest.raises(InputError, match=r"the plan rewrites 'faster'; known are shortcuts .*; plan it again"):
+        rewritten(built(SLICE, constants=PIXELS), ["faster"])
