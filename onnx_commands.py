@@ -38,6 +38,7 @@ TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that
 TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads inside one network.")]
 TableOption = Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")]
+Goal = Literal["latency", "size", "peak-memory"]
 CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
 
 FOLD_EXAMPLES = (
@@ -58,6 +59,7 @@ EVALUATE_EXAMPLES = (
 TABLE_EXAMPLE = "Example:  [bold]rankfold latency-table fill model.onnx --threads 2[/]"
 COMPRESS_EXAMPLES = (
     "Examples:  [bold]rankfold compress model.onnx -o small.onnx --budget 0.6 --data images/[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --max-drop 0.5 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --latency 3ms --threads 2 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
@@ -113,12 +115,18 @@ def fold(
 def compress(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The small file; its records lie beside it.")],
-    data: Annotated[Path | None, typer.Option("--data", help="Calibration: an npz file or images; no labels.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Calibration: an npz file or images; labels serve --max-drop alone.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 512,
     form: Annotated[CompressForm, typer.Option(help="How kernels are factored; auto: the best a layer.")] = "auto",
     budget: Annotated[float | None, typer.Option(help="Share of the file's time on --device, measured there.")] = None,
     latency: Annotated[str | None, typer.Option(help="The same as a time, e.g. 3ms.")] = None,
     damage: Annotated[float | None, typer.Option(help="The fastest with at most this error of the outputs.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="The fastest that loses at most so many points of top-1; see --data.")
+    ] = None,
+    objective: Annotated[Goal, typer.Option(help="What is to be least within --max-drop or --damage.")] = "latency",
     threads: ThreadsOption = 1,
     table: TableOption = None,
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
@@ -156,7 +164,7 @@ def compress(
         energy=energy,
         macs=macs,
         budget_bytes=budget_bytes,
-        time=_time_budget(budget, latency, damage),
+        time=_limits(budget, latency, damage, max_drop, objective),
         plan=None if plan is None else Plan.read(plan),
         prune=prune,
         widths=widths,
@@ -229,12 +237,22 @@ def latency_table(
     print_layer_times(rows)
 
 
-def _time_budget(budget: float | None, latency: str | None, damage: float | None) -> Budget | None:
+def _limits(
+    budget: float | None, latency: str | None, damage: float | None, max_drop: float | None, objective: Goal
+) -> Budget | None:
     from .export.budget import Budget
 
-    if budget is None and latency is None and damage is None:
+    if (budget, latency, damage, max_drop) == (None,) * 4:
+        if objective != "latency":
+            raise InputError(f"--objective {objective}: say what it may cost, with --max-drop or --damage")
         return None
-    return Budget(share=budget, seconds=None if latency is None else seconds(latency), damage=damage)
+    return Budget(
+        share=budget,
+        seconds=None if latency is None else seconds(latency),
+        damage=damage,
+        drop=None if max_drop is None else max_drop / 100,
+        objective=objective,
+    )
 
 
 _UNITS_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}

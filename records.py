@@ -401,11 +401,30 @@ class LayerTime(Part):
     ratio: float = Field(description="time / the same layer dense")
 
 
+class Drop(Part):
+    """What a compressed network loses of a metric, on `n` inputs that it was not fitted to: `value` is a share of them
+    (a point is 0.01), `error` its standard error.
+    """
+
+    metric: Literal["top-1", "agreement"]
+    n: int
+    value: float
+    error: float
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        what = "top-1" if self.metric == "top-1" else "agreement with the original"
+        lost = f"{100 * abs(self.value):.2f} points {'less' if self.value >= 0 else 'more'}"
+        return f"{what} {lost} (± {196 * self.error:.2f}) on {self.n} inputs that it was not fitted to"
+
+
 class PlanTiming(Part):
     """What a plan was chosen for, and what it came to: times as shares of the original file's on that device.
 
     `predicted` is from the latency table, `screened` from the network with these shapes before the plan was frozen,
-    `measured` from launch pairs of the files after it; `fastest` is the least that any choice reaches.
+    `measured` from launch pairs of the files after it; `fastest` is the least that any choice reaches; `drop` is there
+    where the metric was limited.
     """
 
     device: str
@@ -419,6 +438,7 @@ class PlanTiming(Part):
     low: float | None = None
     high: float | None = None
     verdict: str = ""
+    drop: Drop | None = None
 
 
 class Plan(Record):

@@ -67,6 +67,17 @@ class Samples:
             yield self.read(start, stop), slice(start, stop)
 
 
+def every(samples: Samples, step: int, first: int) -> Samples:
+    """One input of `step`, from `first` on."""
+
+    def read(start: int, stop: int) -> Feed:
+        feed = samples.read(first + start * step, min(first + (stop - 1) * step + 1, samples.count))
+        return {name: array[::step] for name, array in feed.items()}
+
+    labels = None if samples.labels is None else samples.labels[first : samples.count : step]
+    return Samples(samples.name, len(range(first, samples.count, step)), labels, read)
+
+
 def load(path: Path, proto: onnx.ModelProto, how: Preprocess | None = None) -> Samples:
     """The data at `path` for the inputs of `proto`. Raises InputError, one line, for data that does not fit."""
     how = how or Preprocess()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .forms import KernelShape, Pixels, resolve_any
+from .forms import KernelShape, Pixels, outputs_after, resolve_any
 from .graphs import serialize, sizes
 from .layers import Layer
 from .tile import up_to_tile
@@ -135,11 +135,9 @@ def padded_work(place: Place, way: Way, tile: int) -> tuple[float, float, float,
     """
     place = narrowed(place, way.channels)
     small = large = written = 0.0
-    done: frozenset[str] = frozenset()
-    for shape, walked, _ in _walked_factors(place, way):
-        done |= walked
-        height = place.pixels.out_h if "h" in done else place.pixels.in_h
-        width = place.pixels.out_w if "w" in done else place.pixels.in_w
+    factors = _walked_factors(place, way)
+    outputs = outputs_after([walked for _, walked, _ in factors], place.pixels)
+    for (shape, *_), (height, width) in zip(factors, outputs, strict=True):
         out, into = (up_to_tile(count, tile) for count in shape[:2])
         macs = float(out * into * shape[2] * shape[3] * height * width)
         small, large = (small + macs, large) if shape[2:] == (1, 1) else (small, large + macs)

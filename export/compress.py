@@ -7,6 +7,7 @@ layer, each seeing what the compressed network before it puts out; without data,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
@@ -18,13 +19,13 @@ import onnx_ir as ir
 from ..devices import card
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
-from ..records import Compressed, Damage, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
+from ..records import Compressed, Damage, Drop, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
 from ..runtime.measure import measure
 from .aware import Unweighted, whitened
 from .budget import Budget, Chosen, choose, judged
-from .calibration import Preprocess, Samples
+from .calibration import Preprocess, Samples, every
 from .calibration import load as load_samples
 from .choose import plan_by_energy
 from .damage import Candidate, Effects, Objective, Scored, damage_of, scored
@@ -47,6 +48,7 @@ from .widths import Widths
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _SUMMARY = "compressed.json"
 _BYTES = 4  # of a float32 weight
+_LEAST_JUDGED = 32  # inputs that a metric is judged on
 _BYTES_A_LAYER = 1200  # of names, attributes and shapes of its factors, and of its decision in the metadata
 
 
@@ -75,7 +77,8 @@ class Wish:
         given = [what for what in asked if what is not None]
         if len(given) > 1 or (not given and self.prune is None):
             raise InputError(
-                "give one of --budget, --latency, --damage, --energy, --macs, --budget-bytes and --plan, or --prune"
+                "give limits (--budget, --latency, --damage, --max-drop), or one of --energy, --macs, --budget-bytes "
+                "and --plan, or --prune"
             )
         if self.budget_bytes is not None and self.budget_bytes < 1:
             raise InputError(f"--budget-bytes: expected at least 1, found {self.budget_bytes}")
@@ -295,6 +298,62 @@ def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Builds a choice on one half of the calibration data and judges it on the other, then the other way round: what a
+    network loses on inputs that it was not fitted to. Top-1 where there are labels, else agreement with the original.
+    """
+
+    network: Network
+    widths: Widths | None
+    tile: int
+
+    def __post_init__(self) -> None:
+        samples = self.network.samples
+        if samples is None or samples.count < _LEAST_JUDGED:
+            found = "none" if samples is None else str(samples.count)
+            raise InputError(f"--max-drop: expected --data with {_LEAST_JUDGED} inputs or more, found {found}")
+
+    def __call__(self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int]) -> Drop:
+        """The mean over both halves."""
+        samples, original = self.network.samples, self.network.original
+        assert samples is not None, "checked before"
+        halves = [every(samples, 2, first) for first in range(2)]
+        found = []
+        for fitted_to, judged_on in (halves, halves[::-1]):
+            small = ir.to_proto(self._built(candidates, widths, fitted_to))
+            found.append(damage_of(original, small, judged_on, judged_on.count))
+        return _mean_drop(found)
+
+    def _built(
+        self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int], samples: Samples
+    ) -> ir.Model:
+        model = ir.from_proto(self.network.original)
+        truth, kept = None, {}
+        if self.widths is not None and self.widths.dead(widths):
+            truth, kept = self.network.original, kept_by_layer(self.widths.apply(model, widths, self.tile, samples))
+        layers = {
+            layer.name: _factored(layer, one, "", {})
+            for layer in layers_of(model)
+            if (one := candidates.get(layer.name)) is not None
+        }
+        Network(model, samples, silent, truth, kept).factorize(Plan(tile=self.tile, groups={}, layers=layers))
+        return model
+
+
+def _mean_drop(found: Sequence[Damage]) -> Drop:
+    agreements = [one.agreement for one in found if one.agreement is not None]
+    if len(agreements) < len(found):
+        raise InputError("--max-drop: expected a model that puts out class scores, found another; use --damage")
+    n = sum(one.n for one in found)
+    changed = sum((1 - share) * one.n for share, one in zip(agreements, found, strict=True)) / n
+    right = [(one.top1_before, one.top1_after, one.n) for one in found]
+    lost = sum((before - after) * m for before, after, m in right if before is not None and after is not None) / n
+    labelled = found[0].top1_before is not None
+    error = math.sqrt(changed / n)  # a class that changes is won or lost: no less than the variance of a difference
+    return Drop(metric="top-1" if labelled else "agreement", n=n, value=lost if labelled else changed, error=error)
+
+
+@dataclass(frozen=True)
 class Job:
     """One compression as the command asks for it. `report(what, done, total)` is called as it goes."""
 
@@ -382,9 +441,10 @@ class Job:
             self.device,
             widths,
             self.report,
+            None if self.wish.time.drop is None else Judge(network, widths, tile),
         )
         if widths is not None and widths.dead(found.widths):
-            pruned = widths.apply(model, found.widths, tile, refit=True, report=self.report)
+            pruned = widths.apply(model, found.widths, tile, network.samples, self.report)
             groups = merged(groups, pruned)
             network = Network(model, network.samples, self.report, network.original, kept_by_layer(pruned))
         layers = {layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(model)}

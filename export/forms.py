@@ -75,19 +75,27 @@ class AnyForm(ABC):
         return self.macs_of(self.factor_shapes(shape, rank), pixels)
 
     def macs_of(self, factors: Iterable[Sequence[int]], pixels: Pixels) -> int:
-        """The same for factors of any shapes: each has the output's size along the axes walked so far."""
-        total, done = 0, frozenset[str]()
-        for factor, axes in zip(factors, self.walked, strict=True):
-            done |= axes
-            height = pixels.out_h if "h" in done else pixels.in_h
-            width = pixels.out_w if "w" in done else pixels.in_w
-            total += _size(factor) * height * width
-        return total
+        """The same for factors of any shapes."""
+        sizes = self.outputs(pixels)
+        return sum(_size(factor) * height * width for factor, (height, width) in zip(factors, sizes, strict=True))
+
+    def outputs(self, pixels: Pixels) -> list[tuple[int, int]]:
+        """Height and width of what each factor puts out: the output's along the axes walked so far."""
+        return outputs_after(self.walked, pixels)
 
     def break_even(self, shape: Sequence[int], pixels: Pixels) -> int:
         """The largest rank with strictly fewer MACs than the dense layer; 0 if there is none."""
         dense, ranks = dense_macs(shape, pixels), range(1, self.full_rank(shape) + 1)
         return bisect_left(ranks, dense, key=lambda rank: self.macs(shape, rank, pixels))
+
+
+def outputs_after(walked: Sequence[frozenset[str]], pixels: Pixels) -> list[tuple[int, int]]:
+    """Height and width after each of several convolutions that walk these axes."""
+    found, done = [], frozenset[str]()
+    for axes in walked:
+        done |= axes
+        found.append((pixels.out_h if "h" in done else pixels.in_h, pixels.out_w if "w" in done else pixels.in_w))
+    return found
 
 
 @dataclass(frozen=True)

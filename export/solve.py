@@ -2,7 +2,8 @@
 
 A multiple-choice knapsack with side conditions, as one mixed integer linear programme (`scipy.optimize.milp`, HiGHS):
 a binary for each width of a group and for each option of a layer; an option that presumes widths is open only where
-its groups have them. The gap says how far from the optimum the choice may be.
+its groups have them. What options take only while they run (peaks) has one more variable a resource, at least as large
+as every layer's. The gap says how far from the optimum the choice may be.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ What = TypeVar("What")
 _SECONDS = 60.0
 _GAP = 1e-4
 _SLACK = 1e-9  # of a limit: rounding of sums
+_DEAREST, _HALVINGS = 1e12, 60  # of a unit of the limited resource, and of the interval its price lies in
 
 
 @dataclass(frozen=True)
 class Option(Generic[What]):
-    """One way to have a layer: what it costs by resource (seconds, MACs, bytes, damage), the widths it presumes."""
+    """One way to have a layer: what it costs by resource (seconds, MACs, bytes, damage), the widths it presumes, and
+    what it takes only while it runs: of these peaks the largest counts.
+    """
 
     what: What
     costs: Mapping[str, float]
     widths: Mapping[str, int] = field(default_factory=dict)
+    peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,14 @@ class Choice(Generic[What]):
 
 @dataclass(frozen=True)
 class Problem(Generic[What]):
-    """`layers` with their options; `groups` with each width's own costs; `base` costs whatever is chosen."""
+    """`layers` with their options; `groups` with each width's own costs; `base` costs and `floor` peaks whatever is
+    chosen.
+    """
 
     layers: Mapping[str, Sequence[Option[What]]]
     groups: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
     base: Mapping[str, float] = field(default_factory=dict)
+    floor: Mapping[str, float] = field(default_factory=dict)
 
     def least(self, resource: str, seconds: float = _SECONDS) -> Choice[What]:
         """The choice with the least of one resource, nothing else considered."""
@@ -61,8 +69,10 @@ class Problem(Generic[What]):
         Raises CheckFailed where there is none, or none was found within `seconds`.
         """
         kept = {name: _useful(options, [minimise, *limits]) for name, options in self.layers.items()}
-        programme = _Programme(self, kept, [minimise, *limits])
         bounds = [limits[name] - self.base.get(name, 0.0) for name in limits]
+        if len(limits) == 1 and not self.groups:
+            kept = _promising(kept, minimise, next(iter(limits)), bounds[0])
+        programme = _Programme(self, kept, [minimise, *limits])
         found = programme.solved(bounds, seconds)
         if found is None:
             asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
@@ -76,6 +86,8 @@ class Problem(Generic[What]):
         for one in costs:
             for name, cost in one.items():
                 totals[name] += float(cost)
+        for name in {name for one in options.values() for name in one.peaks} | set(self.floor):
+            totals[name] += max([self.floor.get(name, 0.0), *(one.peaks.get(name, 0.0) for one in options.values())])
         return dict(totals)
 
 
@@ -88,15 +100,64 @@ def _useful(options: Sequence[Option[What]], resources: Sequence[str]) -> list[O
 
 
 def _undominated(options: Sequence[Option[What]], resources: Sequence[str]) -> list[Option[What]]:
-    costs = np.array([[one.costs.get(name, 0.0) for name in resources] for one in options])
-    beats = np.all(costs[:, None] <= costs[None], axis=2)  # row no worse than column
-    alike = beats & beats.T
-    beats &= ~alike | (np.arange(len(options))[:, None] < np.arange(len(options)))  # the first of equals stays
-    return [one for one, beaten in zip(options, beats.any(axis=0).tolist(), strict=True) if not beaten]
+    costs = np.array([[of.get(name, 0.0) for of in (one.costs, one.peaks) for name in resources] for one in options])
+    costs = costs[:, np.ptp(costs, axis=0) > 0]
+    order = np.lexsort(costs.T[::-1]) if costs.shape[1] else np.arange(len(options))
+    kept: list[int] = []
+    if costs.shape[1] == 2:  # by rising cost, each must be lower in the other than all before it
+        lowest = np.minimum.accumulate(np.concatenate([[np.inf], costs[order, 1]]))
+        kept = order[costs[order, 1] < lowest[:-1]].tolist()
+    else:
+        for index in order.tolist():
+            if not kept or not np.all(costs[kept] <= costs[index], axis=1).any():
+                kept.append(index)
+    return [options[index] for index in sorted(kept)]
+
+
+def _promising(
+    layers: Mapping[str, Sequence[Option[What]]], minimise: str, limited: str, bound: float
+) -> dict[str, list[Option[What]]]:
+    """Without options that no optimum has, where layers alone share one limit: those whose Lagrangian bound lies above
+    the cost of a choice within the limit (variable fixing, Nauss, Management Science 24(12), 1978).
+    """
+    everything = {name: list(options) for name, options in layers.items()}
+    if any(one.peaks.get(name) for options in layers.values() for one in options for name in (minimise, limited)):
+        return everything
+    costs, taken = (
+        {name: np.array([one.costs.get(what, 0.0) for one in options]) for name, options in layers.items()}
+        for what in (minimise, limited)
+    )
+
+    def choice(price: float) -> tuple[float, float]:
+        """Cost and use of the choice that is best where a unit of the limited resource has a price."""
+        at = {name: int(np.argmin(costs[name] + price * taken[name])) for name in layers}
+        return sum(costs[name][k] for name, k in at.items()), sum(taken[name][k] for name, k in at.items())
+
+    if choice(0.0)[1] <= bound:
+        return everything
+    low, high = 0.0, 1.0
+    while choice(high)[1] > bound and high < _DEAREST:
+        low, high = high, high * 4
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if choice(middle)[1] <= bound else (middle, high)
+    reached, use = choice(high)
+    if use > bound:
+        return everything
+    reduced = {name: costs[name] + high * taken[name] for name in layers}
+    least = {name: float(one.min()) for name, one in reduced.items()}
+    slack = reached - (sum(least.values()) - high * bound)
+    room = slack * (1 + _GAP) + _SLACK * (abs(reached) + 1)
+    return {
+        name: [one for one, cost in zip(options, reduced[name], strict=True) if cost - least[name] <= room]
+        for name, options in everything.items()
+    }
 
 
 class _Programme(Generic[What]):
-    """The variables and rows: first the widths of all groups, then the options of all layers."""
+    """The variables and rows: first the widths of all groups, then the options of all layers, then a peak for each
+    resource that has any.
+    """
 
     def __init__(
         self, problem: Problem[What], layers: Mapping[str, Sequence[Option[What]]], resources: Sequence[str]
@@ -105,7 +166,11 @@ class _Programme(Generic[What]):
         self._options = [(layer, one) for layer, options in layers.items() for one in options]
         costs = [problem.groups[group][width] for group, width in self._widths]
         costs += [one.costs for _, one in self._options]
+        used = [name for name in resources if name in problem.floor or self._has_peaks(name)]
+        costs += [{name: 1.0} for name in used]
         self._costs = np.array([[one.get(name, 0.0) for one in costs] for name in resources])
+        self._floors = [problem.floor.get(name, 0.0) for name in used]
+        self._peaks: list[tuple[list[int], list[float]]] = []
         self._rows: list[tuple[list[int], list[float], float]] = []
         at = {which: index for index, which in enumerate(self._widths)}
         members: dict[str, list[int]] = defaultdict(list)
@@ -118,6 +183,11 @@ class _Programme(Generic[What]):
                 open_to[layer, group, one.widths[group]].append(index)
         for indices in members.values():
             self._rows.append((indices, [1.0] * len(indices), 1.0))
+        for which, name in enumerate(used, len(costs) - len(used)):
+            for layer in layers:
+                indices = members[f"layer {layer}"]
+                own = [self._options[index - len(self._widths)][1].peaks.get(name, 0.0) for index in indices]
+                self._peaks.append(([*indices, which], [*own, -1.0]))
         presumed = {(layer, group) for layer, group, _ in open_to}
         for layer, group in sorted(presumed):
             for width in problem.groups[group]:
@@ -128,33 +198,45 @@ class _Programme(Generic[What]):
         self, bounds: Sequence[float], seconds: float
     ) -> tuple[dict[str, Option[What]], dict[str, int], float] | None:
         """Options by layer, widths by group, and the gap; None where there is no choice."""
-        count = self._costs.shape[1]
-        scale = np.abs(self._costs).sum(axis=1)
+        count, peaks = self._costs.shape[1], len(self._floors)
+        scale = np.abs(self._costs[:, : count - peaks]).sum(axis=1)
         scale[scale == 0] = 1.0
-        costs = self._costs / scale[:, None]
+        unit = max([1.0, *self._floors, *(abs(own) for _, numbers in self._peaks for own in numbers)])
+        columns = np.ones(count)
+        columns[count - peaks :] = unit  # peak variables count in units of the largest
+        costs = self._costs * columns / scale[:, None]
         limits = np.array(bounds) / scale[1:]
         ends: Any = np.array([end for *_, end in self._rows])
         most: Any = limits + _SLACK
-        constraints = [LinearConstraint(self._matrix(count), ends, ends)]
+        constraints = [LinearConstraint(_matrix([row[:2] for row in self._rows], count), ends, ends)]
+        if self._peaks:
+            below = [(indices, [*(own / unit for own in numbers[:-1]), -1.0]) for indices, numbers in self._peaks]
+            constraints.append(LinearConstraint(_matrix(below, count), -np.inf, 0.0))
         if len(limits):
             constraints.append(LinearConstraint(costs[1:], -np.inf, most))
+        lowest, highest = np.zeros(count), np.ones(count)
+        lowest[count - peaks :] = [floor / unit for floor in self._floors]
         found = milp(
             costs[0] * count,
-            integrality=np.ones(count),
-            bounds=Bounds(0, 1),
+            integrality=np.arange(count) < count - peaks,
+            bounds=Bounds(lowest, highest),
             constraints=constraints,
             options={"time_limit": seconds, "mip_rel_gap": _GAP},
         )
         if found.x is None:
             return None
-        chosen = np.flatnonzero(found.x > 0.5).tolist()
+        chosen = np.flatnonzero(found.x[: count - peaks] > 0.5).tolist()
         first = len(self._widths)
         widths = dict(self._widths[index] for index in chosen if index < first)
         options = dict(self._options[index - first] for index in chosen if index >= first)
         return options, widths, float(found.mip_gap or 0.0)
 
-    def _matrix(self, count: int) -> csr_array:
-        data = [number for _, numbers, _ in self._rows for number in numbers]
-        columns = [index for indices, *_ in self._rows for index in indices]
-        rows = [row for row, (indices, *_) in enumerate(self._rows) for _ in indices]
-        return csr_array((data, (rows, columns)), shape=(len(self._rows), count))
+    def _has_peaks(self, name: str) -> bool:
+        return any(one.peaks.get(name) for _, one in self._options)
+
+
+def _matrix(rows: Sequence[tuple[list[int], list[float]]], count: int) -> csr_array:
+    data = [number for _, numbers in rows for number in numbers]
+    columns = [index for indices, _ in rows for index in indices]
+    at = [row for row, (indices, _) in enumerate(rows) for _ in indices]
+    return csr_array((data, (at, columns)), shape=(len(rows), count))

@@ -82,11 +82,11 @@ class Widths:
         }
 
     def apply(
-        self, model: ir.Model, widths: Kept, tile: int, *, refit: bool, report: Report = silent
+        self, model: ir.Model, widths: Kept, tile: int, samples: Samples | None = None, report: Report = silent
     ) -> dict[str, GroupDecision]:
-        """Take channels out of `model`: the one these are of, what reads them fitted again, or a copy, without."""
-        channels = self.channels if refit else Channels(model, None, saliency=self.channels.saliency)
-        channels.remove(model, self.dead(widths), refit=refit, report=report)
+        """Take channels out of `model`, the one these are of or a copy; with samples what reads them is refitted."""
+        channels = Channels(model, samples, saliency=self.channels.saliency)
+        channels.remove(model, self.dead(widths), report=report)
         return fold_channels(model, tile)
 
     def _size(self, name: str) -> int:

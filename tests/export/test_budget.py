@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,9 @@ from rankfold.export.forms import resolve_any
 from rankfold.export.graphs import refresh_shapes, serialize
 from rankfold.export.layers import layers_of
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
+from rankfold.export.search import Search
 from rankfold.export.timing import LayerTimes, sketch
+from rankfold.records import Drop
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options
 
@@ -155,8 +157,67 @@ def test_a_table_that_knows_one_layer_of_a_file_shows_nothing_of_it(model, tmp_p
     assert {row.layers[0] for row in both.rows()} == {"b", "c"}
 
 
+def test_the_last_network_that_loses_no_more_of_the_metric_is_taken(model, tmp_path):
+    """A metric that falls with the damage predicted, as far as its steps go: the choice comes close to the limit."""
+    watch, built = watch_on(device(), tmp_path), []
+
+    def drop_of(candidates: Mapping[str, Candidate | None], widths: Mapping[str, int]) -> Drop:
+        built.append(sum(one.damage for one in candidates.values() if one is not None))
+        return Drop(metric="top-1", n=1000, value=built[-1] / 10, error=0.001)
+
+    found = choose(
+        model, serialize(model), all_candidates(model, 2), Budget(drop=0.05), watch, "board", drop_of=drop_of
+    )
+    assert found.timing.drop is not None
+    damage = sum(one.damage for one in found.candidates.values() if one is not None)
+    assert found.timing.drop.value == pytest.approx(damage / 10)
+    assert 0.8 * 0.05 < found.timing.drop.value <= 0.05
+    assert any(one > 10 * 0.05 for one in built), "nothing beyond the limit was tried"
+    assert len(built) == len(set(built)), "a network was judged twice"
+    tight = choose(
+        model, serialize(model), all_candidates(model, 2), Budget(drop=1e-9), watch, "board", drop_of=drop_of
+    )
+    assert not any(tight.candidates.values())
+    assert tight.timing.drop is None
+
+
+def test_a_limit_of_time_and_one_of_harm_hold_together(model, tmp_path):
+    watch = watch_on(device(), tmp_path)
+    found = chosen(model, watch, Budget(share=0.7, damage=2.0))
+    assert found.timing.screened <= 0.7
+    assert sum(one.damage for one in found.candidates.values() if one is not None) <= 2.0
+    with pytest.raises(CheckFailed, match=r"(found [01]\.\d+ within the damage|no choice has damage)"):
+        chosen(model, watch, Budget(share=0.4, damage=1e-3))
+
+
+def test_each_objective_is_least_where_it_is_asked_for(model, tmp_path):
+    """Within the same damage: no plan has fewer bytes than that for size, or less memory than that for memory."""
+    watch = watch_on(device(), tmp_path)
+    search = Search(model, serialize(model), all_candidates(model, 2), None, watch)
+    problem = search.problem()
+    totals = {what: problem.solve(what, {"damage": 1.0}).totals for what in ("time", "bytes", "memory")}
+    for what, mine in totals.items():
+        assert all(mine[what] <= other[what] * (1 + 1e-3) for other in totals.values())
+    assert totals["bytes"]["bytes"] < totals["time"]["bytes"]
+    sizes = {}
+    for goal in ("latency", "size"):
+        found = chosen(model, watch, Budget(damage=1.0, objective=goal))
+        sizes[goal] = sum(one.parameters for one in found.candidates.values() if one is not None)
+    assert sizes["size"] != sizes["latency"]
+
+
 @pytest.mark.parametrize(
-    "asked", [{}, {"share": 0.5, "damage": 0.1}, {"share": 1.5}, {"seconds": -1.0}, {"damage": float("nan")}]
+    "asked",
+    [
+        {},
+        {"share": 0.5, "seconds": 0.1},
+        {"damage": 0.5, "drop": 0.1},
+        {"share": 1.5},
+        {"seconds": -1.0},
+        {"damage": float("nan")},
+        {"drop": 1.0},
+        {"share": 0.5, "objective": "size"},
+    ],
 )
 def test_budgets_that_make_no_sense_are_refused(asked):
     with pytest.raises(InputError, match="--"):

@@ -95,6 +95,31 @@ def test_two_limits_hold_at_once():
     assert found.totals["bytes"] <= 12.0 + 1e-6
 
 
+def test_of_peaks_the_largest_counts():
+    """Against every combination: what is held (weights) plus what a layer takes while it runs, at least a floor."""
+    rng = np.random.default_rng(3)
+    for floor in (0.0, 1.2):
+        options = [
+            Option(k, {"bytes": held, "damage": harm}, peaks={"bytes": peak})
+            for k, (held, harm, peak) in enumerate(rng.uniform(0, 1, (24, 3)) * [0.3, 1, 2])
+        ]
+        layers = {name: options[start : start + 6] for name, start in zip("abcd", range(0, 24, 6), strict=True)}
+        problem = Problem(layers, base={"bytes": 0.1}, floor={"bytes": floor})
+        every = [
+            (
+                0.1 + sum(one.costs["bytes"] for one in picked) + max(floor, *(one.peaks["bytes"] for one in picked)),
+                sum(one.costs["damage"] for one in picked),
+            )
+            for picked in product(*layers.values())
+        ]
+        for harm in (1.0, 2.0):
+            found = problem.solve("bytes", {"damage": harm})
+            assert found.totals["bytes"] == pytest.approx(min(b for b, d in every if d <= harm), rel=1e-4)
+            limited = problem.solve("damage", {"bytes": found.totals["bytes"] * 1.1})
+            best = min(d for b, d in every if b <= found.totals["bytes"] * 1.1)
+            assert limited.totals["damage"] == pytest.approx(best, rel=1e-4)
+
+
 def test_large_problems_are_solved_with_a_small_gap():
     """160 layers of 200 options; and 53 layers with 8 widths a group and 12 ways. How long it takes is for the soak."""
     rng = np.random.default_rng(0)

@@ -47,9 +47,9 @@ def test_what_is_applied_has_the_shapes_that_were_counted(model, with_data):
     wanted = {"stem": 8, "one": 16}
     expected = {layer.name: found.kept(layer.name, wanted) for layer in layers_of(model) if layer.name != "fc"}
     copy = ir.from_proto(ir.to_proto(model))
-    found.apply(copy, wanted, 1, refit=False)
+    found.apply(copy, wanted, 1)
     assert {layer.name: layer.shape[:2] for layer in layers_of(copy) if layer.name != "fc"} == expected
-    found.apply(model, wanted, 1, refit=True)
+    found.apply(model, wanted, 1, samples)
     assert {layer.name: layer.shape[:2] for layer in layers_of(model) if layer.name != "fc"} == expected
 
 
