@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rankfold.export.candidates import DENSE, Way
+from rankfold.export.fold import tidy
 from rankfold.export.graphs import refresh_shapes
 from rankfold.export.layers import layers_of
 from rankfold.export.memory import BYTES, held, own_bytes, weight_bytes
@@ -20,6 +21,7 @@ def model() -> ir.Model:
     first = net.op("Relu", net.conv("input", "a", 16))
     inner = net.op("Relu", net.conv(first, "b", 8))
     made = ir.from_proto(net.model(net.head(net.op("Add", net.conv(inner, "c", 16), first))))
+    tidy(made)
     refresh_shapes(made)
     return made
 
