@@ -137,7 +137,7 @@ def compress(
     widths: Annotated[bool, typer.Option("--widths", help="With a budget of time: fewer channels too.")] = False,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
-    frontier: Annotated[bool, typer.Option("--frontier", help="Print damage against MACs, ten points.")] = False,
+    frontier: Annotated[bool, typer.Option("--frontier", help="Also harm against MACs, or against time.")] = False,
     device: DeviceOption = "host",
     tile: TileOption = "auto",
     target_ort: TargetOption = None,
@@ -156,7 +156,7 @@ def compress(
     from .export.compress import AUTO_FORMS, Wish
     from .onnx_stages import compress_file
     from .records import Plan
-    from .terminal import print_frontier, print_plan
+    from .terminal import print_curves, print_frontier, print_plan
 
     how = _preprocess(mean, std, size, crop, colors, layout)
     wish = Wish(
@@ -192,6 +192,8 @@ def compress(
     print_plan(done.plan)
     if done.frontier:
         print_frontier(done.frontier)
+    if done.curves is not None:
+        print_curves(done.curves)
     print(_compressed(source, output, done.plan, plan_only) + _damaged(done.damage))
     if done.plan.timing is not None and done.plan.timing.verdict:
         print(done.plan.timing.verdict)

@@ -462,6 +462,38 @@ class FrontierPoint(Part):
     damage: float
 
 
+class RulePoint(Part):
+    """A network on a curve: its share of the original's time, and what it does: the outputs' squared error over their
+    variance (predicted where there was no data), and what it loses of the metric, a share of the inputs.
+    """
+
+    time: float
+    layers: int = Field(description="factorised ones")
+    damage: float
+    drop: float | None = None
+
+
+class RuleCurve(Part):
+    """Networks that one rule chooses, from dense to the least: 'latency', 'macs', or 'energy' with a form."""
+
+    rule: str
+    points: list[RulePoint]
+
+
+class Frontier(Record):
+    """`*.frontier.json`: harm against time on a device, by the rules one may choose by. Format 1: first version.
+
+    `n` inputs judged the networks, which were fitted to others; 0 where there was no data.
+    """
+
+    source_sha256: Sha256 | None = None
+    device: str
+    threads: int
+    n: int
+    metric: Literal["top-1", "agreement", "damage"]
+    curves: list[RuleCurve]
+
+
 class Damage(Part):
     """What lossy steps did to the outputs on calibration data.
 
@@ -482,6 +514,7 @@ class Compressed(Record):
 
     plan: Plan
     frontier: list[FrontierPoint] = Field(default_factory=list)
+    curves: Frontier | None = None
     damage: Damage | None = None
 
 

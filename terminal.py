@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, Changes, EpochRow, FrontierPoint, LayerTime, Plan
+from .records import Bench, Changes, EpochRow, Frontier, FrontierPoint, LayerTime, Plan
 
 OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
@@ -108,6 +108,28 @@ def print_frontier(points: Sequence[FrontierPoint]) -> None:
     for point in points:
         table.add_row(f"{point.share:.0%}", _millions(point.cost), str(point.layers), f"{point.damage:.4g}")
     Console(markup=False, emoji=False).print(table)
+
+
+def print_curves(found: Frontier) -> None:
+    """Each rule's networks: time, and what they do to the outputs."""
+    lost = f"lost {found.metric} / points" if found.n else None
+    table = Table(
+        "rule", "time", "speed", "layers", "output error", *([lost] if lost else []), box=None, pad_edge=False
+    )
+    for curve in found.curves:
+        for point in curve.points:
+            drop = "" if point.drop is None else f"{100 * point.drop:.2f}"
+            cells = [
+                curve.rule,
+                f"{point.time:.3f}",
+                f"{1 / point.time:.2f}×",
+                str(point.layers),
+                f"{point.damage:.3g}",
+            ]
+            table.add_row(*cells, *([drop] if lost else []))
+    Console(markup=False, emoji=False).print(table)
+    if found.n:
+        print(f"judged on {found.n} inputs that the networks were not fitted to")
 
 
 def print_bench(bench: Bench) -> None:

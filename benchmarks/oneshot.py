@@ -26,12 +26,13 @@ import onnx_ir as ir
 
 from ..errors import CheckFailed, RankfoldError, complaint
 from ..export.calibration import Samples
-from ..export.compress import AUTO_FORMS, Network, Wish, plan_of, steps_of
+from ..export.compress import AUTO_FORMS, Wish, plan_of, steps_of
 from ..export.evaluate import score
 from ..export.fold import tidy
 from ..export.frontier import Step
 from ..export.graphs import load, save
 from ..export.layers import layers_of
+from ..export.network import Network
 from ..export.passes.fold_batchnorm import fold_batchnorm
 from ..export.passes.fold_channels import fold_channels
 from ..export.prune import prune

@@ -9,19 +9,16 @@ itself dense, in place; one that does not pay goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import onnx_ir as ir
-
 from ..errors import CheckFailed, InputError
 from ..records import Comparison, Drop, PlanTiming
-from ..runtime.latency import Stopwatch, Timed
+from ..runtime.latency import Timed
 from .damage import Candidate
 from .reporting import Report, silent
 from .search import Draft, Search, significantly_faster
-from .widths import Widths
 
 Goal = Literal["latency", "size", "peak-memory"]
 _RESOURCE: Mapping[Goal, str] = {"latency": "time", "size": "bytes", "peak-memory": "memory"}
@@ -83,18 +80,9 @@ DropOf = Callable[[Mapping[str, Candidate | None], Mapping[str, int]], Drop]
 
 
 def choose(
-    model: ir.Model,
-    original: bytes,
-    candidates: Mapping[str, Sequence[Candidate]],
-    budget: Budget,
-    watch: Stopwatch,
-    device: str,
-    widths: Widths | None = None,
-    report: Report = silent,
-    drop_of: DropOf | None = None,
+    search: Search, budget: Budget, device: str, report: Report = silent, drop_of: DropOf | None = None
 ) -> Chosen:
     """Raises CheckFailed, with the best there is, where no choice meets the budget: no model is written."""
-    search = Search(model, original, candidates, widths, watch, report)
     return _Chooser(search, budget, report, drop_of).chosen(device)
 
 

@@ -7,48 +7,45 @@ layer, each seeing what the compressed network before it puts out; without data,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from ..devices import card
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
-from ..records import Compressed, Damage, Drop, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
+from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
 from ..runtime.measure import measure
-from .aware import Unweighted, whitened
 from .budget import Budget, Chosen, choose, judged
-from .calibration import Preprocess, Samples, every
+from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
-from .damage import Candidate, Effects, Objective, Scored, damage_of, scored
+from .damage import Candidate, Objective, Scored, damage_of
 from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
-from .graphs import drop_unused_initializers, is_large, refresh_shapes, serialize
+from .graphs import serialize
+from .judge import Judge
 from .layers import Layer, layers_of
-from .moments import collect
+from .network import Network
 from .opsets import target as runtime_named
 from .parity import lossy_check, require
-from .passes.factorize import form_of, replace
 from .passes.fold_channels import fold_channels
 from .passes.rewrites import rewritten
 from .prune import Channels, prune
 from .reporting import Report, silent
-from .walk import Walk
-from .widths import Widths
+from .rules import curves
+from .search import Search
+from .widths import Widths, kept_by_layer
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _SUMMARY = "compressed.json"
 _BYTES = 4  # of a float32 weight
-_LEAST_JUDGED = 32  # inputs that a metric is judged on
 _BYTES_A_LAYER = 1200  # of names, attributes and shapes of its factors, and of its decision in the metadata
 
 
@@ -92,78 +89,6 @@ class Wish:
     def objective(self) -> Objective:
         """What is to become less."""
         return "macs" if self.budget_bytes is None else "parameters"
-
-
-@dataclass
-class Network:
-    """A folded model whose layers are to be factorised, with the data to judge by.
-
-    Where channels have been pruned, `truth` is the network before that, and `kept` says which of its channels each
-    layer still puts out: factors are fitted to these, so that they make up for what came before them.
-    """
-
-    model: ir.Model
-    samples: Samples | None
-    report: Report
-    truth: onnx.ModelProto | None = None
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    original: onnx.ModelProto = field(init=False)
-
-    def __post_init__(self) -> None:
-        if is_large(self.model):
-            raise InputError("the model is larger than 2 GB; compress takes models that fit one ONNX file")
-        self.original = ir.to_proto(self.model)
-
-    def candidates(self, wish: Wish) -> dict[str, list[Candidate]]:
-        """Every layer's candidates with their damage."""
-        return {name: found.candidates for name, found in self.scored(wish).items()}
-
-    def scored(self, wish: Wish) -> dict[str, Scored]:
-        """Every layer's candidates, and what losses of its output do."""
-        walk = None if self.samples is None else Walk(self.original, self.samples)
-        found: dict[str, Scored] = {}
-        effects = None if walk is None else Effects(walk, sum(layer.macs or 0 for layer in layers_of(self.model)))
-        layers = [layer for layer in layers_of(self.model) if not layer.closed and layer.name not in wish.keep]
-        for number, layer in enumerate(layers):
-            self.report("scoring layers", number, len(layers))
-            moments = None if walk is None else collect(layer, walk, walk)
-            found[layer.name] = scored(layer, wish.forms, wish.tile, moments, effects, wish.objective)
-        return found
-
-    def factorize(self, plan: Plan) -> Plan:
-        """Replace the plan's layers in place, one after the other; returns the plan with each layer's loss."""
-        layers = {layer.name: layer for layer in layers_of(self.model)}
-        unknown = [name for name in plan.layers if name not in layers]
-        if unknown:
-            raise InputError(f"the plan names layer '{unknown[0]}', which the model does not have; plan it again")
-        walks = None
-        if self.samples is not None:
-            walks = Walk(self.original, self.samples), Walk(self.truth or self.original, self.samples)
-        wanted = [name for name in layers if name in plan.layers and plan.layers[name].form != "dense"]
-        decided = dict(plan.layers)
-        for number, name in enumerate(wanted):
-            self.report("factorising", number, len(wanted))
-            decided[name] = self._factorize_one(layers[name], plan.layers[name], walks)
-        drop_unused_initializers(self.model.graph)
-        refresh_shapes(self.model)
-        return plan.model_copy(update={"layers": decided})
-
-    def _factorize_one(self, layer: Layer, decision: LayerDecision, walks: tuple[Walk, Walk] | None) -> LayerDecision:
-        form, bias = form_of(layer, decision), None
-        if walks is None:
-            judge = Unweighted(layer.kernel)
-            factors = judge.factors(form, decision.ranks)
-        else:
-            now, truth = walks
-            now.proto = ir.to_proto(self.model)
-            judge = collect(layer, now, truth, self.kept.get(layer.name))
-            factors = whitened(layer.kernel, judge).factors(form, decision.ranks)
-            if layer.node.op_type != "MatMul":
-                bias = judge.bias(factors.to_dense())
-        replace(layer, form, factors, bias)
-        shapes = [kernel.shape for kernel in factors.kernels]
-        macs = None if layer.pixels is None else form.macs_of(shapes, layer.pixels)
-        return decision.model_copy(update={"loss": judge.score(factors.to_dense()), "macs": macs})
 
 
 def plan_of(
@@ -218,7 +143,8 @@ def steps_of(network: Network, wish: Wish) -> list[Step]:
         dense = {layer.name: layer.macs for layer in layers if layer.macs is not None}
     else:
         dense = _weights(layers)
-    return frontier(dense, network.candidates(wish), wish.objective)
+    scored = network.scored(wish.forms, wish.tile, wish.objective, wish.keep)
+    return frontier(dense, {name: one.candidates for name, one in scored.items()}, wish.objective)
 
 
 def _weights(layers: Sequence[Layer]) -> dict[str, int]:
@@ -274,16 +200,6 @@ def _dense(layer: Layer, dense_macs: dict[str, int | None], reason: str) -> Laye
     )
 
 
-def kept_by_layer(pruned: Mapping[str, GroupDecision]) -> dict[str, list[int]]:
-    """The output channels that each layer of these groups keeps, where it loses any."""
-    return {
-        name: list(group.kept)
-        for group in pruned.values()
-        if len(group.kept) < group.channels
-        for name in group.members
-    }
-
-
 def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -> dict[str, GroupDecision]:
     """The decisions of folding and, counted in the same channels, of pruning after it."""
     joined = dict(folded)
@@ -295,62 +211,6 @@ def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -
         reason = f"{before.reason}; {after.channels - len(after.kept)} pruned: those that their readers miss least"
         joined[name] = before.model_copy(update={"kept": kept, "reason": reason})
     return joined
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Builds a choice on one half of the calibration data and judges it on the other, then the other way round: what a
-    network loses on inputs that it was not fitted to. Top-1 where there are labels, else agreement with the original.
-    """
-
-    network: Network
-    widths: Widths | None
-    tile: int
-
-    def __post_init__(self) -> None:
-        samples = self.network.samples
-        if samples is None or samples.count < _LEAST_JUDGED:
-            found = "none" if samples is None else str(samples.count)
-            raise InputError(f"--max-drop: expected --data with {_LEAST_JUDGED} inputs or more, found {found}")
-
-    def __call__(self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int]) -> Drop:
-        """The mean over both halves."""
-        samples, original = self.network.samples, self.network.original
-        assert samples is not None, "checked before"
-        halves = [every(samples, 2, first) for first in range(2)]
-        found = []
-        for fitted_to, judged_on in (halves, halves[::-1]):
-            small = ir.to_proto(self._built(candidates, widths, fitted_to))
-            found.append(damage_of(original, small, judged_on, judged_on.count))
-        return _mean_drop(found)
-
-    def _built(
-        self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int], samples: Samples
-    ) -> ir.Model:
-        model = ir.from_proto(self.network.original)
-        truth, kept = None, {}
-        if self.widths is not None and self.widths.dead(widths):
-            truth, kept = self.network.original, kept_by_layer(self.widths.apply(model, widths, self.tile, samples))
-        layers = {
-            layer.name: _factored(layer, one, "", {})
-            for layer in layers_of(model)
-            if (one := candidates.get(layer.name)) is not None
-        }
-        Network(model, samples, silent, truth, kept).factorize(Plan(tile=self.tile, groups={}, layers=layers))
-        return model
-
-
-def _mean_drop(found: Sequence[Damage]) -> Drop:
-    agreements = [one.agreement for one in found if one.agreement is not None]
-    if len(agreements) < len(found):
-        raise InputError("--max-drop: expected a model that puts out class scores, found another; use --damage")
-    n = sum(one.n for one in found)
-    changed = sum((1 - share) * one.n for share, one in zip(agreements, found, strict=True)) / n
-    right = [(one.top1_before, one.top1_after, one.n) for one in found]
-    lost = sum((before - after) * m for before, after, m in right if before is not None and after is not None) / n
-    labelled = found[0].top1_before is not None
-    error = math.sqrt(changed / n)  # a class that changes is won or lost: no less than the variance of a difference
-    return Drop(metric="top-1" if labelled else "agreement", n=n, value=lost if labelled else changed, error=error)
 
 
 @dataclass(frozen=True)
@@ -390,17 +250,24 @@ class Job:
                 network = Network(model, samples, self.report, before, kept_by_layer(pruned))
             else:
                 network = Network(model, samples, self.report)
-            wants_steps = self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None
-            steps = steps_of(network, self.wish) if wants_steps else []
+            drawn, steps, sha256 = None, [], sha256_of(source)
             if self.wish.time is not None:
-                plan, network = self._timed_plan(network, source, groups, dense_macs)
+                plan, network, drawn = self._timed_plan(network, source, groups, dense_macs)
             else:
+                if self.frontier or self.wish.macs is not None or self.wish.budget_bytes is not None:
+                    steps = steps_of(network, self.wish)
                 plan = plan_of(network, self.wish, steps, groups, dense_macs)
-            plan = plan.model_copy(update={"source_sha256": sha256_of(source)})
+            plan = plan.model_copy(update={"source_sha256": sha256})
+            done, extra = Compressed(plan=plan), []
+            if self.frontier:
+                done = done.model_copy(update={"frontier": frontier_points(steps), "curves": drawn})
+            if drawn is not None:
+                extra = [frontier_name(name)]
+                drawn.model_copy(update={"source_sha256": sha256}).write(folder / extra[0])
             if self.plan_only:
                 plan_name = record_names(name)[1]
                 plan.write(folder / plan_name)
-                return [self._summary(folder, plan, steps), plan_name]
+                return [_summary(folder, done), *extra, plan_name]
             rewrites = [] if plan.timing is None else plan.timing.rewrites
             if rewrites:
                 case.exact(rewritten(ir.from_proto(before), rewrites), "rewrite exactly")
@@ -416,39 +283,49 @@ class Job:
             if samples is not None:
                 damage = damage_of(before, ir.to_proto(model), samples, samples.count)
         parity = Parity(checks=checks, damage=damage)
-        return [self._summary(folder, plan, steps, damage), *written(folder, name, model, plan, parity)]
+        done = done.model_copy(update={"plan": plan, "damage": damage})
+        return [_summary(folder, done), *extra, *written(folder, name, model, plan, parity)]
 
     def _timed_plan(
         self, network: Network, source: Path, groups: dict[str, GroupDecision], dense_macs: dict[str, int | None]
-    ) -> tuple[Plan, Network]:
+    ) -> tuple[Plan, Network, Frontier | None]:
         """The plan with the least damage in the time there is, or the least time for the damage allowed; and the
-        network as narrow as it says.
+        network as narrow as it says; and the curves where they are asked for.
         """
         assert self.watch is not None, "a budget of time needs a device"
         assert self.wish.time is not None, "asked for"
         model, tile = network.model, self.wish.tile
-        scored = network.scored(self.wish)
+        scored = network.scored(self.wish.forms, tile, keep=self.wish.keep)
         widths = None
         if self.wish.widths:
             channels = Channels(model, network.samples, self.report)
             widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
-        found = choose(
-            model,
-            source.read_bytes(),
-            {name: one.candidates for name, one in scored.items()},
-            self.wish.time,
-            self.watch,
-            self.device,
-            widths,
-            self.report,
-            None if self.wish.time.drop is None else Judge(network, widths, tile),
-        )
+        candidates = {name: one.candidates for name, one in scored.items()}
+        search = Search(model, source.read_bytes(), candidates, widths, self.watch, self.report)
+        judge = None
+        if self.wish.time.drop is not None or (self.frontier and network.samples is not None):
+            judge = Judge(network, widths, tile)
+        found = choose(search, self.wish.time, self.device, self.report, judge)
+        drawn = self._curves(search, network, scored, judge) if self.frontier else None
         if widths is not None and widths.dead(found.widths):
             pruned = widths.apply(model, found.widths, tile, network.samples, self.report)
             groups = merged(groups, pruned)
             network = Network(model, network.samples, self.report, network.original, kept_by_layer(pruned))
         layers = {layer.name: _timed_decision(layer, found, self.wish, dense_macs) for layer in layers_of(model)}
-        return Plan(tile=tile, groups=groups, layers=layers, timing=found.timing), network
+        return Plan(tile=tile, groups=groups, layers=layers, timing=found.timing), network, drawn
+
+    def _curves(self, search: Search, network: Network, scored: Mapping[str, Scored], judge: Judge | None) -> Frontier:
+        samples, metric = network.samples, "damage"
+        found = curves(search, network.model, scored, self.wish.tile, judge and judge.damage, self.report)
+        if samples is not None and all(point.drop is not None for curve in found for point in curve.points):
+            metric = "agreement" if samples.labels is None else "top-1"
+        return Frontier(
+            device=self.device,
+            threads=search.watch.options.threads,
+            n=0 if samples is None else samples.count // 2,
+            metric=metric,
+            curves=found,
+        )
 
     def _measured(self, timing: PlanTiming, source: Path, model: ir.Model, folder: Path) -> PlanTiming:
         """With what launch pairs of the two files say. Raises CheckFailed where that is over the budget."""
@@ -471,10 +348,15 @@ class Job:
         found = load_samples(self.data, ir.to_proto(model), self.how)
         return replace_fields(found, count=min(found.count, self.most))
 
-    def _summary(self, folder: Path, plan: Plan, steps: Sequence[Step], damage: Damage | None = None) -> str:
-        points = frontier_points(steps) if self.frontier else []
-        Compressed(plan=plan, frontier=points, damage=damage).write(folder / _SUMMARY)
-        return _SUMMARY
+
+def _summary(folder: Path, done: Compressed) -> str:
+    done.write(folder / _SUMMARY)
+    return _SUMMARY
+
+
+def frontier_name(name: str) -> str:
+    """`small.onnx` → `small.frontier.json`."""
+    return f"{name.removesuffix('.onnx')}.frontier.json"
 
 
 def _require_fits(model: ir.Model, budget_bytes: int) -> None:

@@ -11,6 +11,7 @@ tables.py     every table of the page as plain text cells, and CSV     Report �
 svg.py        scales, ticks and SVG elements with escaped content      values → Markup
 plots.py      latency, gain, accuracy: the figures                     Report → Figure
 curves.py     the training curves                                      Report → Figure
+rules.py      harm against time by the rules one may choose by         Report → Figure
 context.py    the board, the session and the weather as rows           Bench → rows
 html.py       page.html and page.css filled in                         Report → HTML
 markdown.py   the same page for a terminal or a pull request           Report → Markdown

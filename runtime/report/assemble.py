@@ -21,6 +21,7 @@ from ...records import (
     Caution,
     Comparison,
     Evaluation,
+    Frontier,
     Parity,
     Plan,
     Record,
@@ -31,6 +32,7 @@ from ...records import (
 from ..stats import quantile
 from .commands import reproduce
 
+_PLAN = ".plan.json"
 Role = Literal["baseline", "headline", "other"]
 Split = tuple[str, str, str]
 R = TypeVar("R", bound=Record)
@@ -38,11 +40,12 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Side:
-    """What lies beside a model: the plan that made it, its parity, its training."""
+    """What lies beside a model: the plan that made it, its parity, its training, what else one might have chosen."""
 
     plan: Plan | None = None
     parity: Parity | None = None
     train: TrainRecord | None = None
+    frontier: Frontier | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +203,13 @@ def _comparison_sides(folder: Path) -> dict[str, Side]:
 
 
 def _run_side(rows: list[Row], folder: Path) -> dict[str, Side]:
-    """A run folder has one side, that of the model it exported: `compact`, else the last variant."""
+    """A run folder has one side, that of the model it exported: `compact`, else the last variant. Where a file was
+    compressed, its records bear its name.
+    """
     owners = [row for row in rows if "compact" in (row.name, Path(row.variant.file).stem)]
-    return {(owners or rows)[-1].name: _side(folder, "")}
+    own = {(owners or rows)[-1].name: _side(folder, "")}
+    stems = [path.name.removesuffix(_PLAN) for path in sorted(folder.glob(f"*{_PLAN}"))]
+    return own | {stem: _side(folder, f"{stem}.") for stem in stems}
 
 
 def _side(folder: Path, prefix: str) -> Side:
@@ -210,6 +217,7 @@ def _side(folder: Path, prefix: str) -> Side:
         plan=_optional(Plan, folder / f"{prefix}plan.json"),
         parity=_optional(Parity, folder / f"{prefix}parity.json"),
         train=_optional(TrainRecord, folder / f"{prefix}train.json"),
+        frontier=_optional(Frontier, folder / f"{prefix}frontier.json"),
     )
 
 

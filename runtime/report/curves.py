@@ -39,10 +39,10 @@ def _curves(title: str, curves: list[_Curve], y_name: str, caption: str, top: fl
         marks.append(path([(x(e), y(v)) for e, v in line_points], f"curve {class_}", title=name))
     ends = [(x(p[-1][0]), y(p[-1][1]), shorten(name, _END_NAME), f"name {class_}") for name, class_, p in curves]
     alt = f"{title}, last epoch. " + "; ".join(f"{name}: {p[-1][1]:.1f}" for name, _, p in curves)
-    return Figure(title, svg([*marks, *_end_labels(ends, area)], alt), caption)
+    return Figure(title, svg([*marks, *end_labels(ends, area)], alt), caption)
 
 
-def _end_labels(ends: list[tuple[float, float, str, str]], area: Box) -> list[Markup]:
+def end_labels(ends: list[tuple[float, float, str, str]], area: Box) -> list[Markup]:
     """Names to the right of the curves' ends, moved apart downwards; what finds no room is left to the tooltip."""
     marks, floor = [], area.top
     for x, y, text, class_ in sorted(ends, key=lambda end: end[1]):

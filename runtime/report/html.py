@@ -13,6 +13,7 @@ from .context import context_rows
 from .curves import training_figures
 from .load_tables import load_tables
 from .plots import figures
+from .rules import frontier_figure
 from .tables import (
     files_table,
     groups_table,
@@ -42,7 +43,7 @@ def html_text(report: Report) -> str:
         where=where(report),
         files=files_table(report),
         variants=variants_table(report),
-        figures=figures(report),
+        figures=[*figures(report), *filter(None, [frontier_figure(report)])],
         realised=realised_table(report),
         loads=load_tables(report),
         plans=_plans(report),

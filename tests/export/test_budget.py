@@ -24,6 +24,7 @@ from rankfold.export.layers import layers_of
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
 from rankfold.export.search import Search
 from rankfold.export.timing import LayerTimes, sketch
+from rankfold.export.widths import Widths
 from rankfold.records import Drop
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options
@@ -84,7 +85,11 @@ def all_candidates(model: ir.Model, tile: int = 1) -> dict[str, list[Candidate]]
 
 
 def chosen(model: ir.Model, watch: Stopwatch, budget: Budget, tile: int = 2) -> Chosen:
-    return choose(model, serialize(model), all_candidates(model, tile), budget, watch, "board")
+    return choose(search_of(model, watch, tile), budget, "board")
+
+
+def search_of(model: ir.Model, watch: Stopwatch, tile: int = 2, widths: Widths | None = None) -> Search:
+    return Search(model, serialize(model), all_candidates(model, tile), widths, watch)
 
 
 def test_ranks_land_on_the_stairs_of_the_device(model, tmp_path):
@@ -165,18 +170,14 @@ def test_the_last_network_that_loses_no_more_of_the_metric_is_taken(model, tmp_p
         built.append(sum(one.damage for one in candidates.values() if one is not None))
         return Drop(metric="top-1", n=1000, value=built[-1] / 10, error=0.001)
 
-    found = choose(
-        model, serialize(model), all_candidates(model, 2), Budget(drop=0.05), watch, "board", drop_of=drop_of
-    )
+    found = choose(search_of(model, watch), Budget(drop=0.05), "board", drop_of=drop_of)
     assert found.timing.drop is not None
     damage = sum(one.damage for one in found.candidates.values() if one is not None)
     assert found.timing.drop.value == pytest.approx(damage / 10)
     assert 0.8 * 0.05 < found.timing.drop.value <= 0.05
     assert any(one > 10 * 0.05 for one in built), "nothing beyond the limit was tried"
     assert len(built) == len(set(built)), "a network was judged twice"
-    tight = choose(
-        model, serialize(model), all_candidates(model, 2), Budget(drop=1e-9), watch, "board", drop_of=drop_of
-    )
+    tight = choose(search_of(model, watch), Budget(drop=1e-9), "board", drop_of=drop_of)
     assert not any(tight.candidates.values())
     assert tight.timing.drop is not None
     assert tight.timing.drop.value == 0
@@ -194,8 +195,7 @@ def test_a_limit_of_time_and_one_of_harm_hold_together(model, tmp_path):
 def test_each_objective_is_least_where_it_is_asked_for(model, tmp_path):
     """Within the same damage: no plan has fewer bytes than that for size, or less memory than that for memory."""
     watch = watch_on(device(), tmp_path)
-    search = Search(model, serialize(model), all_candidates(model, 2), None, watch)
-    problem = search.problem()
+    problem = search_of(model, watch).problem()
     totals = {what: problem.solve(what, {"damage": 1.0}).totals for what in ("time", "bytes", "memory")}
     for what, mine in totals.items():
         assert all(mine[what] <= other[what] * (1 + 1e-3) for other in totals.values())

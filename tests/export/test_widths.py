@@ -8,12 +8,12 @@ import pytest
 from rankfold.export.budget import Budget, choose
 from rankfold.export.calibration import Samples
 from rankfold.export.damage import damage_of
-from rankfold.export.graphs import refresh_shapes, serialize
+from rankfold.export.graphs import refresh_shapes
 from rankfold.export.layers import layers_of
 from rankfold.export.prune import Channels
 from rankfold.export.widths import Widths
 
-from .test_budget import all_candidates, device, watch_on
+from .test_budget import device, search_of, watch_on
 from .test_prune import _opened, _residual, _samples
 
 TILE = 8
@@ -67,11 +67,10 @@ def test_the_damage_at_the_widths_that_were_tried_is_what_was_measured(model):
 
 def test_a_budget_that_ranks_alone_do_not_meet_is_met_by_widths_too(model, tmp_path):
     watch = watch_on(device(), tmp_path)
-    candidates, original = all_candidates(model, TILE), serialize(model)
-    alone = choose(model, original, candidates, Budget(damage=1e9), watch, "board")
+    alone = choose(search_of(model, watch, TILE), Budget(damage=1e9), "board")
     assert set(alone.widths.values()) == set()
     budget = Budget(share=0.8 * alone.timing.fastest)
-    found = choose(model, original, candidates, budget, watch, "board", widths_of(model))
+    found = choose(search_of(model, watch, TILE, widths_of(model)), budget, "board")
     assert found.timing.screened <= 0.8 * alone.timing.fastest
     assert any(width < max(widths_of(model).options[name]) for name, width in found.widths.items())
     assert found.timing.predicted == pytest.approx(found.timing.screened, rel=0.05)

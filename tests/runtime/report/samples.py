@@ -19,6 +19,7 @@ from rankfold.records import (
     EpochRow,
     Evaluation,
     Facts,
+    Frontier,
     GroupDecision,
     Launch,
     LayerDecision,
@@ -32,6 +33,8 @@ from rankfold.records import (
     Promise,
     Recipe,
     RegularizerSpec,
+    RuleCurve,
+    RulePoint,
     Score,
     TrainRecord,
     Variant,
@@ -292,6 +295,14 @@ def train(reach: float = 0.96, epochs: int = 12) -> TrainRecord:
     )
 
 
+def frontier(rule: str = "latency") -> Frontier:
+    """Two rules, the second worse, with one point far out."""
+    better = [RulePoint(time=0.9 - 0.2 * k, layers=k, damage=0.01 * k, drop=0.004 * k) for k in range(4)]
+    worse = [RulePoint(time=0.9 - 0.1 * k, layers=k, damage=0.02 * k, drop=0.004 * k**2) for k in range(5)]
+    curves = [RuleCurve(rule=rule, points=better), RuleCurve(rule="energy, channel", points=worse)]
+    return Frontier(device="host", threads=1, n=256, metric="top-1", curves=curves)
+
+
 def comparison_folder(folder: Path) -> Path:
     """bench.json, evaluation.json and models/ with the compact one's plan, parity and every training."""
     bench().write(folder / "bench.json")
@@ -303,6 +314,7 @@ def comparison_folder(folder: Path) -> Path:
     plan().write(folder / "models/compact.plan.json")
     parity().write(folder / "models/compact.parity.json")
     plan().write(folder / "models/low-rank.plan.json")
+    frontier().write(folder / "models/compact.frontier.json")
     return folder
 
 
@@ -342,5 +354,6 @@ def hostile_folder(folder: Path) -> Path:
     decided.model_copy(update={"layers": layers, "groups": groups}).write(folder / "plan.json")
     parity().write(folder / "parity.json")
     train().write(folder / "train.json")
+    frontier(bad).write(folder / "frontier.json")
     (folder / "recipe.toml").write_text(bad, encoding="utf-8")
     return folder

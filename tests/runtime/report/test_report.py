@@ -81,6 +81,22 @@ def test_run_folder_gives_plan_and_training_to_compact(tmp_path: Path) -> None:
     )
 
 
+def test_the_frontier_is_drawn_with_what_lies_beyond_it(comparison: Path) -> None:
+    words = text(write_report(comparison))
+    assert "Harm against measured time" in words
+    assert "Judged on 256 inputs that they were not fitted to. Beyond the axis: 3." in words
+
+
+def test_a_compressed_file_brings_its_own_records(tmp_path: Path) -> None:
+    """`rankfold compress net.onnx -o compact.onnx --frontier`, then bench and report in the same folder."""
+    samples.bench(("dense", "compact")).write(tmp_path / "bench.json")
+    samples.plan().write(tmp_path / "compact.plan.json")
+    samples.frontier().write(tmp_path / "compact.frontier.json")
+    words = text(write_report(tmp_path))
+    assert "Layers of compact" in words
+    assert "Harm against measured time" in words
+
+
 def test_same_input_gives_the_same_bytes(comparison: Path, tmp_path: Path) -> None:
     first = {name: (write_report(comparison).parent / name).read_bytes() for name in _FILES}
     out = tmp_path / "again"
