@@ -214,12 +214,12 @@ class _Programme(Generic[What]):
             constraints.append(LinearConstraint(_matrix(below, count), -np.inf, 0.0))
         if len(limits):
             constraints.append(LinearConstraint(costs[1:], -np.inf, most))
-        lowest, highest = np.zeros(count), np.ones(count)
+        lowest: Any = np.zeros(count)
         lowest[count - peaks :] = [floor / unit for floor in self._floors]
         found = milp(
             costs[0] * count,
             integrality=np.arange(count) < count - peaks,
-            bounds=Bounds(lowest, highest),
+            bounds=Bounds(lowest, 1),
             constraints=constraints,
             options={"time_limit": seconds, "mip_rel_gap": _GAP},
         )

@@ -11,13 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from rankfold.records import Parity, Plan
+from rankfold.records import Frontier, Parity, Plan
 from rankfold.runtime.costs import count
 
 from .export.nets import Net
 from .making import rankfold
 
-ONE_OF = "give one of --budget, --latency, --damage, --energy, --macs, --budget-bytes and --plan, or --prune"
+ONE_OF = (
+    "give limits (--budget, --latency, --damage, --max-drop), or one of --energy, --macs, --budget-bytes and --plan, "
+    "or --prune"
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +113,15 @@ def test_a_file_of_at_most_so_many_bytes(models, tmp_path):
     assert damage.error == pytest.approx(_error(models, out), rel=1e-3)
 
 
-def test_layers_are_timed_and_the_choice_is_measured(models, tmp_path):
-    """The fastest whatever it damages: never infeasible, so that no measured time can fail the test."""
+def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path):
+    """Limits so wide that no measured time can fail the test."""
     out, table = tmp_path / "fast.onnx", tmp_path / "table.sqlite"
     timed = rankfold(models, "latency-table", "fill", "net.onnx", "--tile", "8", "--table", str(table))
     assert timed.returncode == 0, timed.stderr
     assert "spatial" in timed.stdout
     shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table))
     assert shown.stdout == timed.stdout
-    options = ("--damage", "1e9", "--tile", "8", "--table", str(table))
+    options = ("--max-drop", "60", "--data", "data.npz", "--frontier", "--tile", "8", "--table", str(table))
     done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
     assert done.returncode == 0, done.stderr
     timing = Plan.read(out.with_suffix(".plan.json")).timing
@@ -128,6 +131,15 @@ def test_layers_are_timed_and_the_choice_is_measured(models, tmp_path):
     assert 0 < timing.low <= timing.high
     assert done.stdout.splitlines()[-1] == timing.verdict
     assert f"on host with 1 thread, predicted {1 / timing.predicted:.2f}×" in timing.verdict
+    assert timing.drop is not None
+    assert timing.drop.value <= 0.6
+    assert timing.drop.n == 96
+    assert timing.drop.said in timing.verdict
+    drawn = Frontier.read(tmp_path / "fast.frontier.json")
+    assert [curve.rule for curve in drawn.curves] == ["latency", "macs", "energy, channel", "energy, spatial"]
+    assert all(point.time > 0 for curve in drawn.curves for point in curve.points)
+    assert drawn.n == 48
+    assert "energy, spatial" in done.stdout
     again = tmp_path / "again.onnx"
     done = rankfold(models, "compress", "net.onnx", "-o", str(again), "--plan", str(out.with_suffix(".plan.json")))
     assert done.returncode == 0, done.stderr

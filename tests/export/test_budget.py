@@ -183,6 +183,22 @@ def test_the_last_network_that_loses_no_more_of_the_metric_is_taken(model, tmp_p
     assert tight.timing.drop.value == 0
 
 
+def test_a_metric_and_a_limit_of_time_hold_together(model, tmp_path):
+    """Too little damage leaves too much time: the search goes on upwards, and says so where both cannot be kept."""
+    watch = watch_on(device(), tmp_path)
+
+    def drop_of(candidates: Mapping[str, Candidate | None], widths: Mapping[str, int]) -> Drop:
+        harm = sum(one.damage for one in candidates.values() if one is not None)
+        return Drop(metric="top-1", n=1000, value=harm / 10, error=0.001)
+
+    found = choose(search_of(model, watch), Budget(share=0.5, drop=0.5), "board", drop_of=drop_of)
+    assert found.timing.screened <= 0.5
+    assert found.timing.drop is not None
+    assert found.timing.drop.value <= 0.5
+    with pytest.raises(CheckFailed, match=r"(found no network that keeps both|within the damage|no choice has)"):
+        choose(search_of(model, watch), Budget(share=0.3, drop=0.001), "board", drop_of=drop_of)
+
+
 def test_a_limit_of_time_and_one_of_harm_hold_together(model, tmp_path):
     watch = watch_on(device(), tmp_path)
     found = chosen(model, watch, Budget(share=0.7, damage=2.0))
