@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import signal
 import sys
@@ -220,3 +221,27 @@ def test_system_files_are_read_with_units(tmp_path: Path):
     assert board.fields(str(release))["PRETTY_NAME"] == "Test OS 1"
     assert board.fields(str(release))["HOME_URL"] == "https://example.org/"
     assert board.read_number(str(release)) is None
+
+
+class _Waiting:
+    """A session whose run works for a moment, then waits: as one does whose core is taken away."""
+
+    def get_inputs(self) -> list:
+        return []
+
+    def run(self, outputs: object, feed: object) -> None:
+        until = time.thread_time() + 1e-3
+        while time.thread_time() < until:
+            pass
+        time.sleep(5e-3)
+
+
+@pytest.mark.parametrize(("threads", "counts_waiting"), [(1, False), (2, True)])
+def test_a_contest_does_not_count_what_a_competitor_takes(monkeypatch, threads, counts_waiting):
+    monkeypatch.setattr(board, "open_session", lambda request, provider: _Waiting())
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    request = {"models": ["a"], "cores": [], "session_config": {}, "provider": "cpu", "threads": threads, "seed": 0}
+    (samples,) = board.contest({**request, "rounds": 3, "seconds": 60.0})["samples_s"]
+    assert len(samples) == 3
+    assert all((sample >= 6e-3) == counts_waiting for sample in samples), samples
+    assert min(samples) >= 1e-3
