@@ -150,6 +150,16 @@ class RegularizerSpec(Part):
     group_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
+class DistillSpec(Part):
+    """How a planned network learns from the dense one it came from (`train --plan`); weight 0 is without.
+
+    loss = (1 − weight) · cross-entropy + weight · temperature² · KL(dense ‖ planned), both softened by the temperature.
+    """
+
+    weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: Positive = 4.0
+
+
 class Promise(Part):
     """What a recipe says it reaches, and on what; printed beside what it did reach."""
 
@@ -159,13 +169,16 @@ class Promise(Part):
 
 
 class Recipe(Record):
-    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version."""
+    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version; `distill` may be
+    missing, and acts where a planned network is trained.
+    """
 
     about: str
     model: ModelSpec
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec
     regularizer: RegularizerSpec | None = None
+    distill: DistillSpec | None = None
     promise: Promise
 
 
@@ -197,8 +210,17 @@ class EpochRow(Part):
     layers: list[LayerSummary]
 
 
+class PlannedStart(Part):
+    """What a planned network was before it was trained, and the dense one it learned from: validation accuracies."""
+
+    small_sha256: Sha256 = Field(description="the ONNX file that it began as")
+    dense_sha256: Sha256 = Field(description="over the dense network's state, which is in the checkpoint")
+    small_accuracy: float
+    dense_accuracy: float
+
+
 class TrainRecord(Record):
-    """`train.json`: what a finished run reached. Format 1: first version."""
+    """`train.json`: what a finished run reached. Format 1: first version; `start` may be missing."""
 
     recipe: Recipe
     seed: int
@@ -215,6 +237,7 @@ class TrainRecord(Record):
     validation_accuracy: float
     validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
     epochs: list[EpochRow]
+    start: PlannedStart | None = Field(default=None, description="where a plan was trained, which is in the checkpoint")
 
 
 class VariantSpec(Part):
@@ -362,6 +385,31 @@ class TuningRow(Record):
     compressed_accuracy: float
     tuned_accuracy: float | None
     labelled_accuracy: float
+
+
+class PlannedRow(Record):
+    """A planned network trained on, `weight` of the loss being distillation: a line of docs/results/planned.jsonl.
+
+    Format 1: first version.
+    """
+
+    model: str
+    split: Literal["validation", "test"]
+    n: int
+    seed: int = Field(description="of the calibration inputs and the order of the batches")
+    plan_sha256: Sha256 | None = Field(description="None: compressed to `wanted` of the dense network's MACs")
+    wanted: float
+    macs: float = Field(description="share of the dense network's MACs")
+    steps: int
+    batch: int
+    lr: float
+    augment: str
+    weight: float
+    temperature: float
+    dense_accuracy: float
+    compressed_accuracy: float
+    trained_accuracy: float
+    train_s: float
 
 
 # --- export -------------------------------------------------------------------------------------------------
