@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from rankfold.errors import InputError
-from rankfold.export.compress import Job, Wish
+from rankfold.export.compress import Job, Wish, unmeasured
 from rankfold.export.graphs import load
 from rankfold.export.layers import layers_of
 from rankfold.export.parity import run
@@ -25,6 +27,7 @@ from rankfold.train.trainer import CHECKPOINT, RECORD, train
 from .recipes import tiny
 
 FINE = planned(tiny(optimizer={"lr": 0.02, "batch_size": 16, "steps": 18}))
+NEARER = 0.8  # of the squared distance to the dense network's outputs: seen 0.5
 SAME = 1e-5  # float32 in another order, relative to the largest output
 
 
@@ -43,8 +46,23 @@ def dense(tmp_path_factory, glyphs) -> Path:
     wish = Wish(forms=("channel", "spatial", "tucker-2", "linear"), macs=0.6, prune=0.2)
     Job(wish, data=folder / "data.npz").into(folder, folder / "run" / "dense.onnx", "small.onnx")
     plan = Plan.read(folder / "small.plan.json")
+    timing = {"rewrites": ["means as pooling"], "fastest": 0.5, "predicted": 0.5, "screened": 0.5, "measured": 0.6}
+    timed = plan.model_copy(update={"timing": PlanTiming(device="host", threads=1, verdict="fast", **timing)})
+    timed.write(folder / "small.plan.json")
+    small = onnx.load(folder / "small.onnx")
+    next(entry for entry in small.metadata_props if entry.key == "rankfold.plan").value = timed.model_dump_json()
+    onnx.save(small, folder / "small.onnx")
     assert any(layer.form != "dense" for layer in plan.layers.values())
     assert any(len(group.kept) < group.channels for group in plan.groups.values())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(dense, glyphs, tmp_path_factory) -> Path:
+    """A finished and exported run of that plan; read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(FINE, glyphs, folder, start=started(dense, glyphs))
+    export_run(folder)
     return folder
 
 
@@ -64,40 +82,37 @@ def outputs(path: Path, images: np.ndarray) -> np.ndarray:
     return run(path.read_bytes(), {"input": images})[0]
 
 
-def test_it_begins_as_the_small_file_and_learns_from_the_dense_network(dense, glyphs, tmp_path):
+def test_it_begins_as_the_small_file_and_learns_from_the_dense_one(dense, glyphs, trained):
     start = started(dense, glyphs)
     images = glyphs.inputs(glyphs.test.images[:32])
     with torch.no_grad():
-        small = start.student.eval()(torch.from_numpy(images)).numpy()
-        teacher = start.teacher(torch.from_numpy(images)).numpy()
+        small, teacher = (model.eval()(torch.from_numpy(images)).numpy() for model in (start.student, start.teacher))
     np.testing.assert_allclose(small, outputs(dense / "small.onnx", images), atol=1e-4)
     np.testing.assert_allclose(teacher, outputs(dense / "run" / "dense.onnx", images), atol=1e-4)
-
-    record = train(FINE.model_copy(update={"distill": DistillSpec(weight=1.0)}), glyphs, tmp_path, start=start)
-    assert record == TrainRecord.read(tmp_path / RECORD)
+    record = TrainRecord.read(trained / RECORD)
     assert record.start is not None
     assert record.start.small_sha256 == sha256_of(dense / "small.onnx")
+    assert record.start.dense_sha256 == start.dense_sha256
+    assert record.recipe.distill == DistillSpec()
     assert record.parameters < sum(parameter.numel() for parameter in start.teacher.parameters())
-    with torch.no_grad():
-        learned = start.student.eval()(torch.from_numpy(images)).numpy()
-    assert np.square(learned - teacher).sum() < 0.9 * np.square(small - teacher).sum()
 
 
-def test_without_distillation_the_labels_alone_decide(dense, glyphs, tmp_path):
-    plain = FINE.model_copy(update={"distill": DistillSpec(weight=0.0)})
-    other = started(dense, glyphs)
+def test_distillation_leads_to_the_dense_network_and_without_it_labels_alone_decide(dense, glyphs, tmp_path):
+    starts = {name: started(dense, glyphs) for name in ("plain", "other", "distilled")}
     with torch.no_grad():
-        for parameter in other.teacher.parameters():
+        for parameter in starts["other"].teacher.parameters():
             parameter.mul_(2)
-    for name, recipe, start in (
-        ("plain", plain, started(dense, glyphs)),
-        ("other", plain, other),
-        ("distilled", FINE, started(dense, glyphs)),
-    ):
+    for name, start in starts.items():
+        recipe = FINE.model_copy(update={"distill": DistillSpec(weight=float(name == "distilled"))})
         train(recipe, glyphs, tmp_path / name, start=start)
-    models = [checkpoint.load(tmp_path / name / CHECKPOINT).model_state() for name in ("plain", "other", "distilled")]
-    assert all(torch.equal(one, models[1][name]) for name, one in models[0].items())
-    assert not all(torch.equal(one, models[2][name]) for name, one in models[0].items())
+    plain, other, distilled = (start.student.state_dict() for start in starts.values())
+    assert all(torch.equal(one, other[name]) for name, one in plain.items())
+    images = torch.from_numpy(glyphs.inputs(glyphs.test.images[:64]))
+    with torch.no_grad():
+        wanted = starts["plain"].teacher(images)
+        off = {name: float((start.student.eval()(images) - wanted).square().sum()) for name, start in starts.items()}
+    assert off["distilled"] < NEARER * off["plain"]
+    assert not all(torch.equal(one, distilled[name]) for name, one in plain.items())
 
 
 class _Stop(Exception):
@@ -131,68 +146,41 @@ def test_resuming_refuses_another_start(dense, glyphs, tmp_path):
         train(FINE, glyphs, tmp_path / "usual", start=started(dense, glyphs), resume=True)
 
 
-def test_export_has_the_planned_shapes_and_does_what_was_learned(dense, glyphs, tmp_path):
-    """The dense file is, to the byte, the one that the plan was made of."""
-    train(FINE, glyphs, tmp_path, start=started(dense, glyphs))
-    plan = export_run(tmp_path)
-    assert shapes(tmp_path / "compact.onnx") == shapes(dense / "small.onnx")
-    assert (tmp_path / "dense.onnx").read_bytes() == (dense / "run" / "dense.onnx").read_bytes()
-    assert plan == Plan.read(tmp_path / "plan.json") == Plan.read(dense / "small.plan.json")
-    checks = Parity.read(tmp_path / "parity.json").checks
+def test_export_has_the_planned_shapes_and_does_what_was_learned(dense, glyphs, trained):
+    """The dense file is, to the byte, the one that the plan was made of; what was measured of another file is gone."""
+    assert shapes(trained / "compact.onnx") == shapes(dense / "small.onnx")
+    assert (trained / "dense.onnx").read_bytes() == (dense / "run" / "dense.onnx").read_bytes()
+    assert Plan.read(trained / "plan.json") == unmeasured(Plan.read(dense / "small.plan.json"))
+    checks = Parity.read(trained / "parity.json").checks
     assert all(check.passed and check.bound for check in checks if "not used" not in check.what)
-    assert {path.name for path in tmp_path.iterdir()} >= {"dense.onnx", "compact.onnx", "plan.json", "train.json"}
     images = glyphs.inputs(glyphs.test.images[:32])
-    stored = checkpoint.load(tmp_path / CHECKPOINT)
-    _, small, _ = modules_of(stored, started(dense, glyphs).teacher)
+    _, small, _ = modules_of(checkpoint.load(trained / CHECKPOINT), started(dense, glyphs).teacher)
     with torch.no_grad():
         wanted = small(torch.from_numpy(images)).numpy()
-    assert np.abs(outputs(tmp_path / "compact.onnx", images) - wanted).max() < SAME * np.abs(wanted).max()
+    assert np.abs(outputs(trained / "compact.onnx", images) - wanted).max() < SAME * np.abs(wanted).max()
+    kinds = [{node.op_type for node in onnx.load(trained / f"{name}.onnx").graph.node} for name in ("dense", "compact")]
+    assert ["ReduceMean" in found for found in kinds] == [True, False]
+    assert "rewrite exactly" in {check.what for check in checks}
+    with pytest.raises(InputError, match="its plan decides forms and ranks; leave out --form, --energy, --parameters"):
+        export_run(trained, energy=0.9)
 
 
-def test_exported_it_can_be_trained_on(dense, glyphs, tmp_path):
-    train(FINE, glyphs, tmp_path / "first", start=started(dense, glyphs))
-    export_run(tmp_path / "first")
-    again = start_of(FINE, glyphs, tmp_path / "first" / "plan.json", dense / "run")
-    train(FINE, glyphs, tmp_path / "second", start=again)
+def test_what_was_exported_can_be_trained_on(dense, glyphs, trained):
+    again = start_of(FINE, glyphs, trained / "plan.json", dense / "run")
+    assert {name: tuple(tensor.shape) for name, tensor in again.student.state_dict().items()} == {
+        name: tuple(tensor.shape) for name, tensor in checkpoint.load(trained / CHECKPOINT).model_state().items()
+    }
 
 
-def test_exact_rewrites_of_the_plan_are_made(dense, glyphs, tmp_path):
-    """ResNet's shortcuts and its mean, which the exporter writes as Slice, Pad and ReduceMean."""
-    from rankfold.export.from_torch import to_onnx
-    from rankfold.export.shrink import carry_out, prepare_dense
-    from rankfold.train.models import resnet20
-
-    torch.manual_seed(0)
-    to_onnx(resnet20(3, 10, widths=(4, 8, 8)).eval(), torch.zeros(2, 3, 16, 16), tmp_path / "trained.onnx")
-    prepare_dense(tmp_path / "trained.onnx", tmp_path / "dense.onnx")
-    rewrites = ["shortcuts as strided convolutions", "means as pooling"]
-    timing = PlanTiming(device="host", threads=1, rewrites=rewrites, fastest=0.5, predicted=0.5, screened=0.5)
-    files = (tmp_path / "trained.onnx", tmp_path / "dense.onnx", tmp_path / "compact.onnx")
-    parity = carry_out(*files, Plan(tile=1, timing=timing))
-    kinds = {node.op_type for node in onnx.load(tmp_path / "compact.onnx").graph.node}
-    assert "GlobalAveragePool" in kinds
-    assert not kinds & {"Slice", "Pad", "ReduceMean"}
-    assert {"Slice", "Pad"} <= {node.op_type for node in onnx.load(tmp_path / "dense.onnx").graph.node}
-    assert "rewrite exactly" in {check.what for check in parity.checks if check.passed}
-
-
-def test_a_recipe_that_loads_its_weights_needs_no_run(dense, glyphs, tmp_path):
+def test_a_recipe_that_loads_its_weights_needs_no_run(dense, glyphs, monkeypatch):
     with pytest.raises(InputError, match=r"starts with random weights \('.*'\).*with --from"):
         start_of(FINE, glyphs, dense / "small.plan.json")
-    before = torch.random.get_rng_state()
-    name = {"name": "rankfold_test_published:factory"}
-    import sys
-    import types
-
-    module = types.ModuleType("rankfold_test_published")
-    module.factory = lambda in_channels, classes: started(dense, glyphs).teacher  # pyright: ignore[reportAttributeAccessIssue]
-    sys.modules["rankfold_test_published"] = module
-    try:
-        start = start_of(planned(tiny(model=name)), glyphs, dense / "small.plan.json")
-    finally:
-        del sys.modules["rankfold_test_published"]
+    published = types.ModuleType("published")
+    published.factory = lambda in_channels, classes: started(dense, glyphs).teacher  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "published", published)
+    recipe = planned(tiny(model={"name": "published:factory"}))
+    start = start_of(recipe, glyphs, dense / "small.plan.json")
     assert start.dense_sha256 == started(dense, glyphs).dense_sha256
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize(
