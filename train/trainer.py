@@ -304,7 +304,7 @@ def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, start:
     if not belongs(facts, recipe, seed):
         raise InputError(f"{path} is of another recipe or seed; choose another --out, or leave out --resume")
     plan, began = facts.get("plan"), facts.get("start")
-    then = plan and (plan, began["small_sha256"], began["dense_sha256"])
+    then = began and (plan, began["small_sha256"], began["dense_sha256"])
     now = start and (start.plan.model_dump(mode="json"), start.small_sha256, start.dense_sha256)
     if then != now:
         raise InputError(
