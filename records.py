@@ -128,6 +128,8 @@ class RegularizerSpec(Part):
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
     `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
     the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
+    are faster than dense.
     `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
     """
 
@@ -144,6 +146,7 @@ class RegularizerSpec(Part):
     hold_macs: float | None = Field(default=None, gt=0, le=1)
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
+    table: str | None = None
     least: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     skip: list[str] = Field(default_factory=list)
     low_rank_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
@@ -447,6 +450,16 @@ class LayerTime(Part):
     form: FormName | Literal["dense"]
     ranks: list[int]
     ratio: float = Field(description="time / the same layer dense")
+
+
+class LayerTable(Record):
+    """What the latency table says of one file's layers, slowest first, each way's ranks by time. Format 1: first
+    version.
+    """
+
+    device: str
+    threads: int
+    rows: list[LayerTime]
 
 
 class Drop(Part):

@@ -17,6 +17,7 @@ from .records import (
     Card,
     Evaluation,
     Facts,
+    LayerTime,
     Parity,
     Plan,
     Score,
@@ -81,10 +82,17 @@ def export_run(
             energy=energy if energy is not None else (spec.energy if spec else 1.0),
             tile=tile if tile is not None else probe_device("host")[0].tile,
             parameters=parameters,
+            table=table_of(stored),
         )
         Parity(exporter=exporter, checks=[*checks, *prepared.checks, *parity.checks]).write(folder / "parity.json")
         plan.write(folder / "plan.json")
     return plan
+
+
+def table_of(stored: Checkpoint) -> list[LayerTime] | None:
+    """The rows of the latency table that a run was trained with."""
+    rows = (stored.facts.get("regularizer") or {}).get("table")
+    return rows and [LayerTime.model_validate(row) for row in rows]
 
 
 def _export_planned(run_dir: Path, record: TrainRecord, stored: Checkpoint, model: nn.Module) -> Plan:

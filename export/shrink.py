@@ -7,7 +7,7 @@ written when a check fails.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from .. import __version__
 from ..errors import InputError
 from ..files import write_bytes
-from ..records import Parity, ParityCheck, Plan
+from ..records import LayerTime, Parity, ParityCheck, Plan
 from .choose import plan_by_energy
 from .graphs import load, serialize
 from .layers import layers_of
@@ -43,8 +43,9 @@ def shrink(
     tile: int = 1,
     parameters: int | None = None,
     keep: Collection[str] = (),
+    table: Sequence[LayerTime] | None = None,
 ) -> tuple[Plan, Parity]:
-    """Read `dense`, write `compact`, and return the plan with the checks that were made.
+    """Read `dense`, write `compact`, and return the plan (`choose.plan_by_energy`) with the checks that were made.
 
     Raises InputError for a bad model or option, CheckFailed when an exact step is not exact or `parameters` is
     infeasible; then `compact` is not touched.
@@ -63,6 +64,7 @@ def shrink(
         keep=keep,
         groups=groups,
         dense_macs=dense_macs,
+        table=table,
     ).model_copy(update={"source_sha256": hashlib.sha256(source).hexdigest()})
     factorize(model, plan.layers)
     flush_denormals(model)

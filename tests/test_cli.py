@@ -102,6 +102,8 @@ BAD = [
     ("train recipe.toml --plan run/plan.json --from unfinished --out new", 2, "cannot read unfinished/train.json"),
     ("train recipe.toml --plan run/plan.json --from cut --out new", 2, "cut/checkpoint.safetensors: truncated or not"),
     ("train recipe.toml --plan run/plan.json --out new", 2, "starts with random weights .* with --from"),
+    ("train recipe.toml --set regularizer.table=missing.json --out new", 2, "cannot read missing.json: No such file"),
+    ("train recipe.toml --set regularizer.table=key.json --out new", 2, "key.json: unknown key 'contxt'"),
     ("train recipe.toml --set distill.weight=2 --out new", 2, "'distill.weight': .*less than or equal to 1"),
     # data
     ("train recipe.toml --data small.npz --out run", 2, "takes no --data"),

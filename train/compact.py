@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..export.forms import kernel_shape, resolve_any
-from ..records import Plan
+from ..records import LayerTime, Plan
 from .tracing import BatchNorm, ConvOrLinear, surroundings
 
 _SUFFIXES = (("v", "u"), ("v", "c", "u"))
@@ -83,7 +83,13 @@ def reshaped(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> nn.Mo
 
 
 def exported(
-    model: nn.Module, example_input: Tensor, *, form: str, energy: float, tile: int
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    form: str,
+    energy: float,
+    tile: int,
+    table: Sequence[LayerTime] | None = None,
 ) -> tuple[onnx.ModelProto, Plan]:
     """`model` as `rankfold export` would write it, with its plan."""
     from ..export.from_torch import to_onnx  # late: training alone needs no onnx exporter
@@ -93,7 +99,7 @@ def exported(
         dense, small = Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"
         to_onnx(copy.deepcopy(model).cpu().eval(), example_input.cpu(), dense)
         prepare_dense(dense)
-        plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile)
+        plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile, table=table)
         return onnx.load(small), plan
 
 

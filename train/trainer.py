@@ -291,6 +291,7 @@ def _regularizer(
         skip=tuple(spec.skip),
         low_rank_factors=spec.low_rank_factors,
         group_factors=spec.group_factors,
+        table=spec.table,
     )
 
 
