@@ -132,7 +132,7 @@ def unmeasured(plan: Plan) -> Plan:
     """Without what was measured of the file that the plan was first made for."""
     if plan.timing is None:
         return plan
-    timing = plan.timing.model_copy(update={"measured": None, "low": None, "high": None, "verdict": ""})
+    timing = plan.timing.model_copy(update={"measured": None, "low": None, "high": None, "verdict": "", "drop": None})
     return plan.model_copy(update={"timing": timing})
 
 
