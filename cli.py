@@ -78,7 +78,8 @@ def main() -> NoReturn:
 
 @app.command(
     epilog="Examples:  [bold]rankfold train glyphs-dec3[/]   "
-    "[bold]rankfold train my.toml --data chars.npz --set optimizer.lr=0.05 --resume[/]"
+    "[bold]rankfold train my.toml --data chars.npz --set optimizer.lr=0.05 --resume[/]   "
+    "[bold]rankfold train my.toml --plan small.plan.json --from runs/my-0 --out runs/small --set optimizer.lr=0.01[/]"
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of one that comes along.")],
@@ -86,6 +87,12 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/RECIPE-SEED]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights and the order of images.")] = 0,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change one key: key.path=value.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Train the small network of this .plan.json on; its .onnx lies beside it.")
+    ] = None,
+    dense: Annotated[
+        Path | None, typer.Option("--from", help="With --plan: the run it came from, unless the recipe loads weights.")
+    ] = None,
     threads: ThreadsOption = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
 ) -> None:
@@ -97,22 +104,32 @@ def train(
     from .train.trainer import train as run
 
     loaded = load_recipe(recipe, change or ())
-    folder = out or Path("runs") / f"{Path(recipe).stem}-{seed}"
-    dataset = datasets.load(loaded.data, data)
+    name = Path(recipe).stem + (f"-{plan.name.split('.')[0]}" if plan is not None else "")
+    folder = out or Path("runs") / f"{name}-{seed}"
+    if dense is not None and (plan is None or folder.resolve() == dense.resolve()):
+        raise InputError(f"--from {dense}: goes with --plan, and another --out than itself")
+    dataset, start = datasets.load(loaded.data, data), None
+    if plan is not None:
+        from .train.planned import planned, start_of
+
+        loaded, start = planned(loaded), start_of(loaded, dataset, plan, dense)
     with bars() as new_bar:
-        bar = new_bar(Path(recipe).stem)
+        bar = new_bar(name)
 
         def show(progress: Progress) -> None:
             if progress.row is not None:
                 print(epoch_line(progress.row), flush=True)
             bar.show(progress.step, progress.steps, progress.left_s, f"loss {progress.loss:.3f}")
 
-        record = run(loaded, dataset, folder, seed=seed, threads=threads, resume=resume, on_progress=show)
+        record = run(loaded, dataset, folder, seed=seed, start=start, threads=threads, resume=resume, on_progress=show)
     print(
         f"{folder / RECORD}: {record.validation_accuracy:.2%} of {dataset.name}'s validation split, "
         f"{record.parameters:,} parameters, {record.train_s:.0f} s ({record.proximal_s / record.train_s:.1%} proximal)"
     )
-    print(_promise(loaded, record.validation_accuracy))
+    if record.start is None:
+        print(_promise(loaded, record.validation_accuracy))
+    else:
+        print(f"{record.start.small_accuracy:.2%} before, the dense network has {record.start.dense_accuracy:.2%}")
 
 
 def _promise(recipe: Recipe, validation_accuracy: float) -> str:

@@ -212,14 +212,19 @@ def latency_table(
     tile: TileOption = "auto",
     shape: ShapeOption = None,
     inputs: InputsOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The rows as JSON, for training.")] = None,
     limit_s: LimitOption = 7200.0,
     memory_gb: MemoryOption = None,
 ) -> None:
     """How long the layers of an ONNX file take on a device, in every way to write them."""
     from .export.compress import AUTO_FORMS
+    from .files import require_writable
     from .onnx_stages import layer_times
+    from .records import LayerTable
     from .terminal import print_layer_times
 
+    if output is not None:
+        require_writable(output)
     rows = layer_times(
         source,
         forms=AUTO_FORMS if form == "auto" else (form,),
@@ -237,6 +242,8 @@ def latency_table(
         print(f"{source}: the table has no layer of it on {device}; fill it with rankfold latency-table fill")
         return
     print_layer_times(rows)
+    if output is not None:
+        LayerTable(device=device, threads=threads, rows=rows).write(output)
 
 
 def _limits(

@@ -128,6 +128,8 @@ class RegularizerSpec(Part):
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
     `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
     the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
+    are faster than dense.
     `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
     """
 
@@ -144,10 +146,21 @@ class RegularizerSpec(Part):
     hold_macs: float | None = Field(default=None, gt=0, le=1)
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
+    table: str | None = None
     least: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     skip: list[str] = Field(default_factory=list)
     low_rank_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     group_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class DistillSpec(Part):
+    """How a planned network learns from the dense one it came from (`train --plan`); weight 0 is without.
+
+    loss = (1 − weight) · cross-entropy + weight · temperature² · KL(dense ‖ planned), both softened by the temperature.
+    """
+
+    weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: Positive = 4.0
 
 
 class Promise(Part):
@@ -159,13 +172,16 @@ class Promise(Part):
 
 
 class Recipe(Record):
-    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version."""
+    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version; `distill` may be
+    missing, and acts where a planned network is trained.
+    """
 
     about: str
     model: ModelSpec
     data: DataSpec = DataSpec()
     optimizer: OptimizerSpec
     regularizer: RegularizerSpec | None = None
+    distill: DistillSpec | None = None
     promise: Promise
 
 
@@ -197,8 +213,17 @@ class EpochRow(Part):
     layers: list[LayerSummary]
 
 
+class PlannedStart(Part):
+    """What a planned network was before it was trained, and the dense one it learned from: validation accuracies."""
+
+    small_sha256: Sha256 = Field(description="the ONNX file that it began as")
+    dense_sha256: Sha256 = Field(description="over the dense network's state, which is in the checkpoint")
+    small_accuracy: float
+    dense_accuracy: float
+
+
 class TrainRecord(Record):
-    """`train.json`: what a finished run reached. Format 1: first version."""
+    """`train.json`: what a finished run reached. Format 1: first version; `start` may be missing."""
 
     recipe: Recipe
     seed: int
@@ -215,6 +240,7 @@ class TrainRecord(Record):
     validation_accuracy: float
     validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
     epochs: list[EpochRow]
+    start: PlannedStart | None = Field(default=None, description="where a plan was trained, which is in the checkpoint")
 
 
 class VariantSpec(Part):
@@ -364,6 +390,31 @@ class TuningRow(Record):
     labelled_accuracy: float
 
 
+class PlannedRow(Record):
+    """A planned network trained on, `weight` of the loss being distillation: a line of docs/results/planned.jsonl.
+
+    Format 1: first version.
+    """
+
+    model: str
+    split: Literal["validation", "test"]
+    n: int
+    seed: int = Field(description="of the calibration inputs and the order of the batches")
+    plan_sha256: Sha256 | None = Field(description="None: compressed to `wanted` of the dense network's MACs")
+    wanted: float
+    macs: float = Field(description="share of the dense network's MACs")
+    steps: int
+    batch: int
+    lr: float
+    augment: str
+    weight: float
+    temperature: float
+    dense_accuracy: float
+    compressed_accuracy: float
+    trained_accuracy: float
+    train_s: float
+
+
 # --- export -------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +450,16 @@ class LayerTime(Part):
     form: FormName | Literal["dense"]
     ranks: list[int]
     ratio: float = Field(description="time / the same layer dense")
+
+
+class LayerTable(Record):
+    """What the latency table says of one file's layers, slowest first, each way's ranks by time. Format 1: first
+    version.
+    """
+
+    device: str
+    threads: int
+    rows: list[LayerTime]
 
 
 class Drop(Part):

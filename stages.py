@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError
-from .files import replacing_all, require_writable
+from .files import replacing_all, require_writable, sha256_of
 from .records import (
     Bench,
     Card,
     Evaluation,
     Facts,
+    LayerTime,
     Parity,
     Plan,
     Score,
@@ -26,11 +27,15 @@ from .records import (
 from .terminal import Bar, bars
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .runtime.turns import Options
+    from .train.checkpoint import Checkpoint
     from .train.data import Dataset
 
 Split = Literal["validation", "test"]
 DENSE, COMPACT = "dense.onnx", "compact.onnx"
+EXPORTED = (DENSE, COMPACT, "parity.json", "plan.json")
 
 
 def export_run(
@@ -44,7 +49,8 @@ def export_run(
     """Write a finished run's dense.onnx and compact.onnx, parity.json and plan.json: all of them, or none.
 
     `form` and `energy` default to the recipe's own, `tile` to this machine's; with `parameters` the energy is
-    the largest, one for all layers, whose network has at most that many.
+    the largest, one for all layers, whose network has at most that many. Where a plan was trained, it decides, and
+    dense.onnx is the network that it came from.
     """
     import torch
 
@@ -58,11 +64,15 @@ def export_run(
     spec = record.recipe.regularizer
     model = build(record.recipe.model, record.input_shape[0], record.classes)
     stored = checkpoint.load(run_dir / CHECKPOINT)
-    checkpoint.restore(stored, model)
     for name, tensor in stored.model_state().items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{run_dir / CHECKPOINT}: '{name}' holds NaN or infinity; train again")
-    with replacing_all(run_dir, (DENSE, COMPACT, "parity.json", "plan.json")) as folder:
+    if record.start is not None:
+        if not form is energy is parameters is None:
+            raise InputError(f"{run_dir}: its plan decides forms and ranks; leave out --form, --energy, --parameters")
+        return _export_planned(run_dir, record, stored, model)
+    checkpoint.restore(stored, model)
+    with replacing_all(run_dir, EXPORTED) as folder:
         exporter, checks = to_onnx(model, torch.zeros(1, *record.input_shape), folder / DENSE)
         prepared = prepare_dense(folder / DENSE)
         plan, parity = shrink(
@@ -72,8 +82,35 @@ def export_run(
             energy=energy if energy is not None else (spec.energy if spec else 1.0),
             tile=tile if tile is not None else probe_device("host")[0].tile,
             parameters=parameters,
+            table=table_of(stored),
         )
         Parity(exporter=exporter, checks=[*checks, *prepared.checks, *parity.checks]).write(folder / "parity.json")
+        plan.write(folder / "plan.json")
+    return plan
+
+
+def table_of(stored: Checkpoint) -> list[LayerTime] | None:
+    """The rows of the latency table that a run was trained with."""
+    rows = (stored.facts.get("regularizer") or {}).get("table")
+    return rows and [LayerTime.model_validate(row) for row in rows]
+
+
+def _export_planned(run_dir: Path, record: TrainRecord, stored: Checkpoint, model: nn.Module) -> Plan:
+    import torch
+
+    from .export.compress import unmeasured
+    from .export.from_torch import to_onnx
+    from .export.shrink import carry_out, prepare_dense
+    from .train.planned import modules_of
+
+    dense, small, plan = modules_of(stored, model)
+    with replacing_all(run_dir, EXPORTED) as folder:
+        exporter, checks = to_onnx(dense, torch.zeros(1, *record.input_shape), folder / DENSE)
+        checks += prepare_dense(folder / DENSE).checks
+        checks += to_onnx(small, torch.zeros(1, *record.input_shape), folder / "trained.onnx")[1]
+        plan = unmeasured(plan).model_copy(update={"source_sha256": sha256_of(folder / DENSE)})
+        checks += carry_out(folder / "trained.onnx", folder / DENSE, folder / COMPACT, plan).checks
+        Parity(exporter=exporter, checks=checks).write(folder / "parity.json")
         plan.write(folder / "plan.json")
     return plan
 

@@ -6,6 +6,7 @@ graphs.py      ONNX files in and out, questions asked of a graph                
 layers.py      every Conv and Gemm, its kernel, geometry and name                model → layers
 coupling/      which channels live and die together                              graph → union-find
 constants.py   which channels carry a constant                                   graph → constants by value
+grid.py        ranks that are faster than dense, and what a layer can save        latency table → ranks, strengths
 choose.py      ranks by energy or for a number of parameters                     model → Plan
 passes/        one graph pass a file                                             model → model, in place
 reference.py   a graph in float64                                                model, inputs → outputs

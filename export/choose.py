@@ -7,7 +7,7 @@ network at the size of another one.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import CheckFailed, InputError
-from ..records import GroupDecision, LayerDecision, Plan
+from ..records import GroupDecision, LayerDecision, LayerTime, Plan
 from .decompose import energy_of_ranks, numerical_rank, rank_of_share, singular_values
 from .forms import FORMS, Form, resolve
 from .graphs import array
+from .grid import next_rank, useful_ranks
 from .layers import Layer, layers_of
 from .tile import up_to_tile
 
@@ -27,12 +28,16 @@ _LEAST_ENERGY = 1e-9  # no more than rank 1 anywhere
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """A layer that may be factorised: its form, and the energy of each rank (share of Σσ, ascending)."""
+    """A layer that may be factorised: its form, and the energy of each rank (share of Σσ, ascending).
+
+    `grid` are the ranks that a latency table calls faster than dense, None without a table.
+    """
 
     layer: Layer
     form: Form
     energies: NDArray[np.floating]
     useful: int
+    grid: Sequence[int] | None
 
     @property
     def full(self) -> int:
@@ -49,20 +54,22 @@ def plan_by_energy(
     keep: Collection[str] = (),
     groups: Mapping[str, GroupDecision] | None = None,
     dense_macs: Mapping[str, int | None] | None = None,
+    table: Sequence[LayerTime] | None = None,
 ) -> Plan:
     """A decision and a reason for every layer of a canonical model whose BatchNorm is folded.
 
     `energy` is the share of Σσ to keep (Alvarez & Salzmann 2017); `parameters` overrides it by the largest equal
     energy whose network has at most that many. `keep` names layers that stay dense. `dense_macs` are the layers'
-    MACs before channels were folded. Raises InputError for an unknown form or layer, an energy outside (0, 1] or
-    a tile below 1, CheckFailed when the budget is infeasible.
+    MACs before channels were folded. With a latency `table` ranks are rounded up to one measured faster than dense
+    instead of the tile, and a layer without such a one stays dense. Raises InputError for an unknown form or layer,
+    an energy outside (0, 1] or a tile below 1, CheckFailed when the budget is infeasible.
     """
     _check_options(form, energy, tile)
     layers = layers_of(model)
     for name in keep:
         if name not in {layer.name for layer in layers}:
             raise InputError(f"unknown layer '{name}'; the model has {', '.join(one.name for one in layers)}")
-    spectra = {one.name: _spectrum(one, form) for one in layers if not one.obstacle and one.name not in keep}
+    spectra = {one.name: _spectrum(one, form, table) for one in layers if not one.obstacle and one.name not in keep}
     if parameters is not None:
         energy = _energy_for(parameters, _total_parameters(model), list(spectra.values()), tile)
     before = dense_macs or {}
@@ -82,21 +89,25 @@ def _check_options(form: str, energy: float, tile: int) -> None:
         raise InputError(f"expected a tile of at least 1, found {tile}")
 
 
-def _spectrum(layer: Layer, form_name: str) -> _Spectrum:
+def _spectrum(layer: Layer, form_name: str, table: Sequence[LayerTime] | None) -> _Spectrum:
     form = resolve(form_name, layer.shape)
     values = singular_values(layer.kernel, form)
     matrix = form.matricize(layer.kernel)
-    return _Spectrum(layer, form, energy_of_ranks(values), max(numerical_rank(values, matrix.shape), 1))
+    grid = None if table is None else useful_ranks(table, layer.name, form.name)
+    return _Spectrum(layer, form, energy_of_ranks(values), max(numerical_rank(values, matrix.shape), 1), grid)
 
 
 def _rank(spectrum: _Spectrum, energy: float, tile: int) -> int:
-    """By energy, never above the numerical rank, rounded up to the tile but not above the full rank."""
+    """By energy, never above the numerical rank, rounded up to the tile or grid but not above the full rank."""
     exact = min(rank_of_share(spectrum.energies, energy), spectrum.useful)
-    return min(up_to_tile(exact, tile), spectrum.full)
+    rounded = up_to_tile(exact, tile) if spectrum.grid is None else next_rank(spectrum.grid, exact)
+    return min(rounded or spectrum.full, spectrum.full)
 
 
 def _saves(spectrum: _Spectrum, rank: int) -> bool:
     pixels = spectrum.layer.pixels
+    if spectrum.grid is not None and rank not in spectrum.grid:
+        return False
     return pixels is not None and rank <= spectrum.form.break_even(spectrum.layer.shape, pixels)
 
 
@@ -106,12 +117,13 @@ def _decide(layer: Layer, spectrum: _Spectrum | None, energy: float, tile: int, 
         return LayerDecision(form="dense", reason=reason, macs_dense=before, macs=layer.macs)
     rank, form = _rank(spectrum, energy, tile), spectrum.form
     even = form.break_even(layer.shape, layer.pixels)
-    share = f"rank {rank} of {spectrum.full} for {energy:.4g} of the energy, tile {tile}"
+    rounding = f"tile {tile}" if spectrum.grid is None else "by the latency table"
+    share = f"rank {rank} of {spectrum.full} for {energy:.4g} of the energy, {rounding}"
     if not _saves(spectrum, rank):
         return LayerDecision(
             form="dense",
             full_rank=spectrum.full,
-            reason=f"{share}: no fewer MACs in the {form.name} form, which gains up to rank {even}",
+            reason=f"{share}: {_why_dense(spectrum, rank, even)}",
             macs_dense=before,
             macs=layer.macs,
         )
@@ -126,6 +138,13 @@ def _decide(layer: Layer, spectrum: _Spectrum | None, energy: float, tile: int, 
             "macs": form.macs(layer.shape, rank, layer.pixels),
         }
     )
+
+
+def _why_dense(spectrum: _Spectrum, rank: int, even: int) -> str:
+    name = spectrum.form.name
+    if spectrum.grid is not None and rank not in spectrum.grid:
+        return f"in the {name} form no rank from the one it needs on is faster than dense"
+    return f"no fewer MACs in the {name} form, which gains up to rank {even}"
 
 
 def _total_parameters(model: ir.Model) -> int:

@@ -100,7 +100,7 @@ def plan_of(
 ) -> Plan:
     """A decision and a reason for every layer; `steps` are `steps_of` where MACs are wished for."""
     if wish.plan is not None:
-        return _unmeasured(wish.plan)
+        return unmeasured(wish.plan)
     if wish.macs is None and wish.budget_bytes is None and wish.energy is None:
         layers = {
             layer.name: _dense(layer, dense_macs, "only channels were to go") for layer in layers_of(network.model)
@@ -128,11 +128,11 @@ def plan_of(
     return Plan(tile=wish.tile, groups=groups, layers=layers)
 
 
-def _unmeasured(plan: Plan) -> Plan:
+def unmeasured(plan: Plan) -> Plan:
     """Without what was measured of the file that the plan was first made for."""
     if plan.timing is None:
         return plan
-    timing = plan.timing.model_copy(update={"measured": None, "low": None, "high": None, "verdict": ""})
+    timing = plan.timing.model_copy(update={"measured": None, "low": None, "high": None, "verdict": "", "drop": None})
     return plan.model_copy(update={"timing": timing})
 
 

@@ -7,7 +7,7 @@ written when a check fails.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,16 +16,17 @@ import onnx_ir as ir
 from .. import __version__
 from ..errors import InputError
 from ..files import write_bytes
-from ..records import Parity, ParityCheck, Plan
+from ..records import LayerTime, Parity, ParityCheck, Plan
 from .choose import plan_by_energy
 from .graphs import load, serialize
 from .layers import layers_of
 from .parity import BATCHES, Original, exact_check, lossy_check, not_comparable, original, require, with_one_bound
 from .passes.canonicalize import canonicalize
-from .passes.factorize import factorize
+from .passes.factorize import factorize, name_factors
 from .passes.flush_denormals import flush_denormals
 from .passes.fold_batchnorm import fold_batchnorm
 from .passes.fold_channels import fold_channels
+from .passes.rewrites import rewritten
 from .passes.simplify import simplified
 
 SIMPLIFY = "simplify"
@@ -42,8 +43,9 @@ def shrink(
     tile: int = 1,
     parameters: int | None = None,
     keep: Collection[str] = (),
+    table: Sequence[LayerTime] | None = None,
 ) -> tuple[Plan, Parity]:
-    """Read `dense`, write `compact`, and return the plan with the checks that were made.
+    """Read `dense`, write `compact`, and return the plan (`choose.plan_by_energy`) with the checks that were made.
 
     Raises InputError for a bad model or option, CheckFailed when an exact step is not exact or `parameters` is
     infeasible; then `compact` is not touched.
@@ -62,6 +64,7 @@ def shrink(
         keep=keep,
         groups=groups,
         dense_macs=dense_macs,
+        table=table,
     ).model_copy(update={"source_sha256": hashlib.sha256(source).hexdigest()})
     factorize(model, plan.layers)
     flush_denormals(model)
@@ -69,6 +72,23 @@ def shrink(
     checks += [require(lossy_check(truth, rewritten, "factorise")) for truth in originals]
     _write(model, compact, checks, source, plan)
     return plan, Parity(checks=checks)
+
+
+def carry_out(trained: Path, dense: Path, compact: Path, plan: Plan) -> Parity:
+    """Write `compact` from a network that was trained in the plan's shapes: `trained`, as it left torch.
+
+    Its factors get the names they have in every planned file, and the plan's exact rewrites are made. `dense` is the
+    file that the plan is of. Raises CheckFailed when a step is not exact; then `compact` is not touched.
+    """
+    model, _, originals = _opened(trained)
+    name_factors(model, plan.layers)
+    checks = [*_fold_batchnorm(model, originals)]
+    if plan.timing is not None and plan.timing.rewrites:
+        rewritten(model, plan.timing.rewrites)
+        checks += _exact(model, originals, "rewrite exactly")
+    flush_denormals(model)
+    _write(model, compact, checks, dense.read_bytes(), plan)
+    return Parity(checks=checks)
 
 
 def prepare_dense(dense: Path, target: Path | None = None) -> Parity:

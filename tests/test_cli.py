@@ -94,6 +94,17 @@ BAD = [
     ("train recipe.toml --set optimizer.lr=9 --resume --out run", 2, "of another recipe or seed"),
     ("train recipe.toml --resume --out cut", 2, "cut/checkpoint.safetensors: truncated or not a checkpoint"),
     ("train recipe.toml --seed -1", 2, "'--seed'"),
+    # plans to train
+    ("train recipe.toml --from run --out new", 2, "--from run: goes with --plan"),
+    ("train recipe.toml --plan run/plan.json --from run --out run", 2, "goes with --plan, and another --out than"),
+    ("train recipe.toml --plan missing.plan.json --from run --out new", 2, "cannot read missing.plan.json: No such"),
+    ("train recipe.toml --plan key.json --from run --out new", 2, "key.json: unknown key 'contxt'"),
+    ("train recipe.toml --plan run/plan.json --from unfinished --out new", 2, "cannot read unfinished/train.json"),
+    ("train recipe.toml --plan run/plan.json --from cut --out new", 2, "cut/checkpoint.safetensors: truncated or not"),
+    ("train recipe.toml --plan run/plan.json --out new", 2, "starts with random weights .* with --from"),
+    ("train recipe.toml --set regularizer.table=missing.json --out new", 2, "cannot read missing.json: No such file"),
+    ("train recipe.toml --set regularizer.table=key.json --out new", 2, "key.json: unknown key 'contxt'"),
+    ("train recipe.toml --set distill.weight=2 --out new", 2, "'distill.weight': .*less than or equal to 1"),
     # data
     ("train recipe.toml --data small.npz --out run", 2, "takes no --data"),
     ("train npz.toml --out new", 2, "needs a data file"),

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from rankfold.records import Frontier, Parity, Plan
+from rankfold.records import Frontier, LayerTable, Parity, Plan
 from rankfold.runtime.costs import count
 
 from .export.nets import Net
@@ -119,8 +119,12 @@ def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path):
     timed = rankfold(models, "latency-table", "fill", "net.onnx", "--tile", "8", "--table", str(table))
     assert timed.returncode == 0, timed.stderr
     assert "spatial" in timed.stdout
-    shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table))
+    written = ("-o", str(tmp_path / "table.json"))
+    shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table), *written)
     assert shown.stdout == timed.stdout
+    rows = LayerTable.read(tmp_path / "table.json").rows
+    assert {"spatial", "dense"} <= {row.form for row in rows}
+    assert {name for row in rows for name in row.layers} == {"a", "b", "c"}
     options = ("--max-drop", "60", "--data", "data.npz", "--frontier", "--tile", "8", "--table", str(table))
     done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,8 @@ trainer.py      the loop, to be read from top to bottom
 checkpoint.py   atomic save, exact resume
 recipe.py       recipes: TOML, checked, with --set overrides
 groups.py       which filters are a group, and the step on all groups of a make-up at once
+planned.py      the start of `train --plan`: small network, dense network and plan, from files that belong together
+distill.py      the loss of learning from the dense network
 compact.py      a small ONNX file back into its module, BatchNorm kept, for fine-tuning
 tune.py         the small graph learns from the original, without labels
 onnx_module.py  an ONNX graph as a torch module; onnx_operators.py: a function an operator

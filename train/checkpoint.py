@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file that holds all there is to a run, written whole or not at all.
 
-Tensors are `model.*` and `optimizer.*`; the rest (recipe, seed, step, history, running sums, regularizer,
-gradient scaler) is JSON in the file's metadata. Randomness needs no state: it is a function of seed and step.
+Tensors are `model.*` and `optimizer.*`, and `teacher.*` where a network learns from another; the rest (recipe, seed,
+plan, step, history, running sums, regularizer, gradient scaler) is JSON in the file's metadata. Randomness needs no
+state: it is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -33,10 +34,22 @@ class Checkpoint:
         """The network's state dict."""
         return _without_prefix(self.tensors, "model.")
 
+    def teacher_state(self) -> dict[str, Tensor]:
+        """The state dict of the network that it learns from, empty where there is none."""
+        return _without_prefix(self.tensors, "teacher.")
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    teacher: nn.Module | None = None,
+) -> None:
     """Write a checkpoint atomically."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if teacher is not None:
+        tensors |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as temporary:
@@ -63,13 +76,18 @@ def load(path: Path) -> Checkpoint:
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Put a checkpoint's tensors into a network (and its optimizer) in place, memory layout kept."""
+    load_state(model, checkpoint.model_state())
+    if optimizer is not None:
+        _restore_optimizer(optimizer, _without_prefix(checkpoint.tensors, "optimizer."))
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put a state dict into a network in place. Raises InputError when it is another network's."""
     try:
-        model.load_state_dict(checkpoint.model_state())
+        model.load_state_dict(state)
     except RuntimeError as error:
         last = str(error).splitlines()[-1].strip()
         raise InputError(f"the checkpoint is of another network: {last[:120]}") from error
-    if optimizer is not None:
-        _restore_optimizer(optimizer, _without_prefix(checkpoint.tensors, "optimizer."))
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ the last factor is divided by the scale s = γ/√(v+ε), and the shift becomes 
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..export.forms import kernel_shape, resolve_any
-from ..records import Plan
+from ..records import LayerTime, Plan
 from .tracing import BatchNorm, ConvOrLinear, surroundings
 
 _SUFFIXES = (("v", "u"), ("v", "c", "u"))
@@ -63,8 +64,32 @@ def compact(model: nn.Module, small: Path | onnx.ModelProto, plan: Plan, example
     return made.train(model.training)
 
 
+def reshaped(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `model` with the factors and widths that `compact` gave it by this plan: the shapes of `state`, which
+    may then be loaded. Raises InputError for the state of another network.
+    """
+    made = copy.deepcopy(model)
+    for name, module in list(made.named_modules()):
+        if isinstance(module, ConvOrLinear):
+            factors = sorted(key for key in state if re.fullmatch(rf"{re.escape(name)}(\.\d)?\.weight", key))
+            if not factors or (len(factors) > 1 and name not in plan.layers):
+                raise InputError(f"the checkpoint is of another network: it has no layer '{name}' as the plan says")
+            bias = state.get(factors[-1].removesuffix("weight") + "bias")
+            kernels = [state[key].numpy() for key in factors]
+            made.set_submodule(name, _rebuilt(name, module, kernels, None if bias is None else bias.numpy(), plan))
+        elif isinstance(module, BatchNorm) and f"{name}.weight" in state:
+            made.set_submodule(name, type(module)(len(state[f"{name}.weight"]), module.eps, module.momentum))
+    return made
+
+
 def exported(
-    model: nn.Module, example_input: Tensor, *, form: str, energy: float, tile: int
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    form: str,
+    energy: float,
+    tile: int,
+    table: Sequence[LayerTime] | None = None,
 ) -> tuple[onnx.ModelProto, Plan]:
     """`model` as `rankfold export` would write it, with its plan."""
     from ..export.from_torch import to_onnx  # late: training alone needs no onnx exporter
@@ -74,7 +99,7 @@ def exported(
         dense, small = Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"
         to_onnx(copy.deepcopy(model).cpu().eval(), example_input.cpu(), dense)
         prepare_dense(dense)
-        plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile)
+        plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile, table=table)
         return onnx.load(small), plan
 
 

@@ -14,8 +14,9 @@ penalties by their exact proximal operators: low rank first, then groups, an alt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, cast
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..export.decompose import energy_of_ranks, numerical_rank, rank_of_share
 from ..export.forms import FORMS, KernelShape, kernel_shape
+from ..export.grid import nearest_rank, strengths_by_time, useful_ranks
 from ..export.tile import nearest_tile, up_to_tile
-from ..records import FormName, LayerSummary
+from ..records import FormName, LayerSummary, LayerTable, LayerTime
 from .groups import Family, coupled_families, filter_families
 from .layers import (
     Layer,
@@ -80,6 +82,9 @@ class CompressionAware:
                above 1 the strongest `tile` singular values and filters of a layer are exempt from shrinkage.
     least      by layer name, filters that stay at least: the strongest so many are exempt from shrinkage.
     skip       names of layers to leave alone.
+    table      what a latency table says of the model's layers on a device: rows, or a file of `rankfold latency-table
+               show -o`. τ of a layer is then in proportion to the time it can save in its form (1 on average, 0 where
+               no rank is faster than dense), and ranks are held at those that are faster, not at multiples of the tile.
     low_rank_factors, group_factors    by layer name, multiples of τ and λ; 1 where a layer is not named.
 
     Steps that a gradient scaler skips do not count. All state is in `state_dict()`.
@@ -108,6 +113,7 @@ class CompressionAware:
         skip: tuple[str, ...] = (),
         low_rank_factors: Mapping[str, float] | None = None,
         group_factors: Mapping[str, float] | None = None,
+        table: Sequence[LayerTime] | Path | str | None = None,
     ) -> None:
         if groups not in ("filter", "coupled"):
             raise InputError(f"unknown groups '{groups}'; use 'filter' or 'coupled'")
@@ -129,6 +135,13 @@ class CompressionAware:
         self._model = model
         self.layers = layers_of(model, form, skip, needs_trace=group > 0 or scale == "folded")
         self._tau = strengths(self.layers, low_rank, low_rank_factors or {})
+        self.table = LayerTable.read(table).rows if isinstance(table, Path | str) else table
+        self._useful: dict[str, list[int]] = {}
+        if self.table is not None and low_rank > 0:
+            forms = {name: layer.form.name for name, layer in self.layers.items() if layer.form is not None}
+            by_time = strengths_by_time(self.table, forms)
+            self._tau = {name: tau * by_time.get(name, 0.0) for name, tau in self._tau.items()}
+            self._useful = {name: useful_ranks(self.table, name, forms[name]) for name in forms if by_time[name]}
         grouped = {name: layer for name, layer in self.layers.items() if layer.has_groups}
         self._lambda = dict.fromkeys(self.layers, 0.0) | strengths(grouped, group, group_factors or {})
         silenced = [name for name, layer in self.layers.items() if layer.has_groups and layer.is_silenced()]
@@ -225,16 +238,21 @@ class CompressionAware:
         """
         from .compact import compact, exported  # late: training alone needs no onnx
 
-        small, plan = exported(self._model, example_input, form=self.form, energy=self.energy, tile=self.tile)
+        small, plan = exported(
+            self._model, example_input, form=self.form, energy=self.energy, tile=self.tile, table=self.table
+        )
         return compact(self._model, small, plan, example_input)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
         held = self._held and {name: [h.rank, h.dead] for name, h in self._held.items()}
-        return {"steps": self._steps, "pending": list(self._pending), "held": held}
+        table = self.table and [row.model_dump(mode="json") for row in self.table]
+        return {"steps": self._steps, "pending": list(self._pending), "held": held, "table": table}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict()` was made."""
+        """Take up where `state_dict()` was made. Raises InputError where that was by another latency table."""
+        if state.get("table") != self.state_dict()["table"]:
+            raise InputError("the latency table is not the one that this training began with; put that back")
         self._steps, self._pending = state["steps"], list(state["pending"])
         held = state["held"]
         self._held = None if held is None else {name: Held(rank, dead) for name, (rank, dead) in held.items()}
@@ -274,7 +292,8 @@ class CompressionAware:
         kernel, form = layer.kernel(self.scale), layer.form
         if self._tau[layer.name] and form:
             matrix = matricize(form, kernel)
-            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix), self._exempt)
+            exempt = self._useful.get(layer.name, [self._exempt])[0]
+            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix), exempt)
             kernel = tensorize(form, shrunk, kernel)
         layer.write(kernel, self.scale)
 
@@ -334,7 +353,7 @@ class CompressionAware:
 
     def _exported(self, layer: Layer, kernel: Tensor) -> tuple[KernelShape, int | None]:
         """The layer's shape without its dead channels, up to the tile, and the rank that holds `energy`, to the
-        nearest multiple of the tile; None where factors do not pay.
+        nearest multiple of the tile, or to the nearest that is faster than dense; None where factors do not pay.
         """
         outputs, inputs, height, width = kernel_shape(kernel.shape)
         outputs = min(outputs, up_to_tile(int(layer.live().sum()), self.tile))
@@ -343,8 +362,10 @@ class CompressionAware:
         form = layer.form
         if not self._tau[layer.name] or form is None:
             return shape, None
-        rank = nearest_tile(self._rank(matricize(form, kernel))[0], self.tile)
-        return shape, rank if form.parameters(shape, rank) < math.prod(shape) else None
+        wanted, full, _ = self._rank(matricize(form, kernel))
+        useful = self._useful.get(layer.name)
+        rank = nearest_tile(wanted, self.tile) if useful is None else nearest_rank(useful, wanted, full)
+        return shape, rank if rank is not None and form.parameters(shape, rank) < math.prod(shape) else None
 
     def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
         """(rank kept at `energy`, full rank, share of Σσ kept)."""

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from .. import files
 from ..errors import InputError
-from ..records import EpochRow, LayerSummary, OptimizerSpec, Recipe, TrainRecord
+from ..records import DistillSpec, EpochRow, LayerSummary, OptimizerSpec, Plan, PlannedStart, Recipe, TrainRecord
 from . import checkpoint
 from .data import Dataset, Split
 from .data.dataset import augment, batch_order
 from .denormals import flushed_denormals
+from .distill import distilled
 from .models import build
 from .proximal import DivergedError
 from .regularizer import CompressionAware
@@ -42,6 +43,17 @@ class Progress:
     row: EpochRow | None = None
 
 
+@dataclass(frozen=True)
+class Start:
+    """A planned network to train instead of the recipe's (`planned.start_of`), and the dense one it learns from."""
+
+    student: nn.Module
+    teacher: nn.Module
+    plan: Plan
+    small_sha256: str
+    dense_sha256: str
+
+
 @dataclass
 class Sums:
     """Running sums over the epoch under way; they are part of the checkpoint."""
@@ -60,12 +72,15 @@ class Run:
     step: int = 0
     history: list[EpochRow] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
+    start: PlannedStart | None = None
 
-    def facts(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+    def facts(self, recipe: Recipe, seed: int, plan: Plan | None) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
         return {
             "recipe": recipe.model_dump(mode="json"),
             "seed": seed,
+            "plan": plan and plan.model_dump(mode="json"),
+            "start": self.start and self.start.model_dump(mode="json"),
             "step": self.step,
             "history": [row.model_dump(mode="json") for row in self.history],
             "sums": asdict(self.sums),
@@ -79,6 +94,7 @@ def train(
     run_dir: Path,
     *,
     seed: int = 0,
+    start: Start | None = None,
     threads: int = 1,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -86,7 +102,8 @@ def train(
 ) -> TrainRecord:
     """Train as `recipe` says; leaves checkpoint.safetensors, metrics.jsonl and (last) train.json in `run_dir`.
 
-    With the same recipe, data, seed, threads and torch, the weights are the same bytes on a CPU, however
+    With `start` its small network is trained, in place, on labels and on what its dense one puts out.
+    With the same recipe, data, seed, start, threads and torch, the weights are the same bytes on a CPU, however
     often the run was killed and resumed.
     """
     torch.set_num_threads(threads)
@@ -98,8 +115,8 @@ def train(
     if len(data.train) < 2 or len(data.train) % spec.batch_size == 1:
         raise InputError(f"batch size {spec.batch_size} leaves a batch of one image, which BatchNorm cannot take")
 
-    model = build(recipe.model, data.channels, len(data.classes)).to(device)
-    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = start.student if start is not None else build(recipe.model, data.channels, len(data.classes))
+    model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(
         _parameter_groups(model, spec.weight_decay),
         lr=spec.lr,
@@ -108,29 +125,34 @@ def train(
     )
     scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
     regularizer = _regularizer(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
+    teacher = None if start is None else start.teacher.eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    distill = recipe.distill or DistillSpec()
     run = Run()
 
     path = run_dir / CHECKPOINT
     if resume and path.exists():
         stored = checkpoint.load(path)
-        _refuse_another_run(stored.facts, recipe, seed, path)
+        _refuse_another_run(stored.facts, recipe, seed, start, path)
         checkpoint.restore(stored, model, optimizer)
         scaler.load_state_dict(stored.facts["scaler"])
         if regularizer is not None:
             regularizer.load_state_dict(stored.facts["regularizer"])
         run.step, run.sums = stored.facts["step"], Sums(**stored.facts["sums"])
         run.history = [EpochRow.model_validate(row) for row in stored.facts["history"]]
+        run.start = start and PlannedStart.model_validate(stored.facts["start"])
 
     files.require_writable(path)
     files.remove_unfinished(run_dir)
     (run_dir / RECORD).unlink(missing_ok=True)  # a run that is under way does not look done
     if not resume:
         path.unlink(missing_ok=True)
+    if start is not None and run.start is None:
+        run.start = _began(start, data, device)
 
     def save() -> None:
-        facts = run.facts(recipe, seed) | {"scaler": scaler.state_dict()}
+        facts = run.facts(recipe, seed, start and start.plan) | {"scaler": scaler.state_dict()}
         facts["regularizer"] = regularizer.state_dict() if regularizer is not None else None
-        checkpoint.save(path, model, optimizer, facts)
+        checkpoint.save(path, model, optimizer, facts, teacher)
         files.write_text(run_dir / METRICS, "".join(row.model_dump_json() + "\n" for row in run.history))
 
     images, labels = _on_device(data, data.train, device)
@@ -152,6 +174,10 @@ def train(
         with torch.autocast(device.type, enabled=scaler.is_enabled()):
             logits = model(batch)
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
+            if teacher is not None and distill.weight:
+                with torch.no_grad():
+                    wanted = teacher(batch)
+                loss = distilled(loss, logits, wanted, distill.weight, distill.temperature)
         if not torch.isfinite(loss):
             raise DivergedError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")
         scaler.scale(loss).backward()
@@ -196,6 +222,7 @@ def train(
         validation_accuracy=last.validation_accuracy,
         validation_indices=(data.validation.first, data.validation.first + len(data.validation)),
         epochs=run.history,
+        start=run.start,
     )
     record.write(run_dir / RECORD)
     return record
@@ -264,17 +291,38 @@ def _regularizer(
         skip=tuple(spec.skip),
         low_rank_factors=spec.low_rank_factors,
         group_factors=spec.group_factors,
+        table=spec.table,
     )
 
 
 def belongs(facts: dict[str, Any], recipe: Recipe, seed: int) -> bool:
     """Whether a checkpoint's facts are of this very recipe and seed."""
-    return facts["recipe"] == recipe.model_dump(mode="json") and facts["seed"] == seed
+    recorded = {"distill": None} | facts["recipe"]  # which came later
+    return recorded == recipe.model_dump(mode="json") and facts["seed"] == seed
 
 
-def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, path: Path) -> None:
+def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, start: Start | None, path: Path) -> None:
     if not belongs(facts, recipe, seed):
         raise InputError(f"{path} is of another recipe or seed; choose another --out, or leave out --resume")
+    plan, began = facts.get("plan"), facts.get("start")
+    then = began and (plan, began["small_sha256"], began["dense_sha256"])
+    now = start and (start.plan.model_dump(mode="json"), start.small_sha256, start.dense_sha256)
+    if then != now:
+        raise InputError(
+            f"{path} is of another plan or dense network; choose another --out, or leave out --resume"
+            if then and now
+            else f"{path} was begun with{'' if then else 'out'} --plan; resume it so, or choose another --out"
+        )
+
+
+def _began(start: Start, data: Dataset, device: torch.device) -> PlannedStart:
+    small, dense = (evaluate(model, data, data.validation, device)[1] for model in (start.student, start.teacher))
+    return PlannedStart(
+        small_sha256=start.small_sha256,
+        dense_sha256=start.dense_sha256,
+        small_accuracy=small,
+        dense_accuracy=dense,
+    )
 
 
 def _on_device(data: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

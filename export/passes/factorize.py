@@ -20,7 +20,7 @@ from ...records import LayerDecision
 from ..decompose import Factors, plain_factors
 from ..forms import AnyForm, resolve_any
 from ..graphs import add_initializer, drop_unused_initializers, input_at, refresh_shapes, remove_node
-from ..layers import Layer, layers_of
+from ..layers import Layer, layers_of, name_layers
 
 _AXES = "hw"
 _SUFFIXES = {2: ("v", "u"), 3: ("v", "c", "u")}
@@ -43,6 +43,21 @@ def factorize(model: ir.Model, decisions: Mapping[str, LayerDecision]) -> list[s
     drop_unused_initializers(model.graph)
     refresh_shapes(model)
     return replaced
+
+
+def name_factors(model: ir.Model, decisions: Mapping[str, LayerDecision]) -> None:
+    """Factors that were trained in torch (`conv1.0`, `conv1.1` of a Sequential) under the names that they have here."""
+    names = {}
+    for name, decision in decisions.items():
+        if decision.form != "dense":
+            suffixes = _SUFFIXES[len(decision.ranks) + 1]
+            names |= {f"{name}.{number}": f"{name}_{suffix}" for number, suffix in enumerate(suffixes)}
+    for node in model.graph:
+        for value in node.inputs:
+            layer, _, kind = (value.name or "").rpartition(".") if value is not None else ("", "", "")
+            if value is not None and value.is_initializer() and layer in names:
+                value.name = f"{names[layer]}.{kind}"
+    name_layers(model)
 
 
 def form_of(layer: Layer, decision: LayerDecision) -> AnyForm:

@@ -8,6 +8,7 @@ from rankfold.export.choose import plan_by_energy
 from rankfold.export.passes.canonicalize import canonicalize
 from rankfold.export.passes.factorize import factorize
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
+from rankfold.records import LayerTime
 from rankfold.runtime.costs import count
 
 FORMS = ["channel", "input-channel", "spatial", "linear"]
@@ -51,6 +52,21 @@ def test_counted_costs_equal_the_planned_ones(model, form, tile):
         assert sum(parts) == decision.macs
         assert sum(parts) < (decision.macs_dense or 0)
         assert decision.ranks[0] % tile == 0 or decision.ranks[0] == decision.full_rank
+
+
+def test_with_a_latency_table_ranks_are_those_that_are_faster(model):
+    """b and c have useful ranks, d none that holds the energy, a none at all."""
+    times = {"a": {4: 1.2}, "b": {3: 0.5, 9: 0.7}, "c": {7: 0.5, 20: 0.6}, "d": {2: 0.3}}
+    rows = [
+        LayerTime(layers=[name], share=0.25, form="channel", ranks=[rank], ratio=ratio)
+        for name, ways in times.items()
+        for rank, ratio in ways.items()
+    ]
+    plain = plan_by_energy(model, form="channel", energy=0.5, tile=4).layers
+    found = plan_by_energy(model, form="channel", energy=0.5, tile=4, table=rows).layers
+    assert all(4 < plain[name].ranks[0] < 20 for name in "bcd")
+    assert {name: found[name].ranks for name in found if found[name].form != "dense"} == {"b": [9], "c": [20]}
+    assert "in the channel form no rank from the one it needs on is faster than dense" in found["d"].reason
 
 
 def test_full_energy_saves_nothing_on_random_kernels_and_says_so(model):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
+from rankfold import stages
 from rankfold.errors import InputError
+from rankfold.records import LayerTable, LayerTime
+from rankfold.train.checkpoint import Checkpoint
+from rankfold.train.layers import matricize
 from rankfold.train.proximal import nuclear_norm_prox, svd
 from rankfold.train.regularizer import CompressionAware
 
@@ -201,6 +206,68 @@ def test_with_a_tile_the_strongest_stay():
     idle_steps(model, optimizer, regularizer, 1)
     assert [int(regularizer.layers[name].live().sum()) for name in ("conv1", "conv2")] == [4, 4]
     assert [row.rank for row in regularizer.summary()] == [4, 4, 4]
+
+
+def table(times: dict[str, dict[int, float]]) -> list[LayerTime]:
+    """Rows of a latency table for layers that take the same share of the time, in the channel or linear form."""
+    return [
+        LayerTime(
+            layers=[name], share=1 / len(times), form="linear" if name == "fc" else "channel", ranks=[rank], ratio=ratio
+        )
+        for name, ways in times.items()
+        for rank, ratio in ways.items()
+    ]
+
+
+def test_with_a_latency_table_strength_goes_where_time_is():
+    """conv1 can save three times what conv2 can, fc nothing; the ranks below the smallest useful one are exempt."""
+    model = network()
+    optimizer = sgd(model)
+    rows = table({"conv1": {2: 0.4, 5: 0.8}, "conv2": {4: 0.8, 8: 0.8}, "fc": {2: 1.1}})
+    regularizer = CompressionAware(model, optimizer, low_rank=0.4, every=1, form="channel", table=rows)
+    layers = [(layer, layer.kernel("folded")) for layer in regularizer.layers.values()]
+    idle_steps(model, optimizer, regularizer, 1)
+    for (layer, before), strength, exempt in zip(layers, (1.5, 0.5, 0.0), (2, 8, 0), strict=True):
+        assert layer.form is not None
+        expected = nuclear_norm_prox(matricize(layer.form, before), 0.1 * 0.4 * strength, exempt)
+        found = matricize(layer.form, layer.kernel("folded"))
+        torch.testing.assert_close(found, expected, atol=CLOSE, rtol=CLOSE)
+
+
+def test_with_a_latency_table_ranks_are_held_where_they_are_faster():
+    model = network()
+    optimizer = sgd(model)
+    rows = table({"conv1": {2: 0.4, 4: 0.4, 6: 0.7}, "conv2": {2: 1.3, 3: 0.9}, "fc": {2: 1.1}})
+    regularizer = CompressionAware(model, optimizer, low_rank=0.02, every=1, form="channel", table=rows)
+    regularizer.hold()
+    for _ in range(3):
+        train_step(model, optimizer)
+        regularizer.step()
+    regularizer.finish()
+    ranks = {row.name: (row.rank, row.full_rank) for row in regularizer.summary()}
+    assert ranks["conv1"] == (8, 8)  # dense is nearest to a full rank
+    assert ranks["conv2"] == (12, 12)
+    regularizer = CompressionAware(model, optimizer, low_rank=90.0, every=1, form="channel", table=rows)
+    idle_steps(model, optimizer, regularizer, 1)
+    regularizer.hold()
+    ranks = {row.name: row.rank for row in regularizer.summary()}
+    assert (ranks["conv1"], ranks["conv2"], ranks["fc"]) == (4, 3, 4)
+
+
+def test_a_latency_table_is_part_of_the_state(tmp_path):
+    rows = table({"conv1": {2: 0.4}, "conv2": {4: 0.8}})
+    LayerTable(device="host", threads=1, rows=rows).write(tmp_path / "table.json")
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.1, table=tmp_path / "table.json")
+    CompressionAware(model, optimizer, low_rank=0.1, table=rows).load_state_dict(regularizer.state_dict())
+    for other in (None, rows[:1]):
+        changed = CompressionAware(model, optimizer, low_rank=0.1, table=other)
+        with pytest.raises(InputError, match="the latency table is not the one that this training began with"):
+            changed.load_state_dict(regularizer.state_dict())
+    stored = Checkpoint({}, {"regularizer": json.loads(json.dumps(regularizer.state_dict()))})
+    assert stages.table_of(stored) == rows
+    assert stages.table_of(Checkpoint({}, {"regularizer": None})) is None
 
 
 def test_a_layer_keeps_at_least_as_many_filters_as_named():

@@ -1,0 +1,168 @@
+"""A planned network trained on with distillation and without: what `rankfold train --plan` does, by its own trainer.
+
+python -m rankfold.benchmarks.planned resnet20 WEIGHTS DATA --macs 0.5 --steps 600 --results docs/results/planned.jsonl
+
+The published network is compressed with 512 calibration images of the training part (or as `--plan` says); from there
+both learn for the same number of steps, on the same images in the same order, at the same rate: from the labels alone,
+and from the dense network's outputs too. The last tenth of the training images is the validation part, and nothing
+learns from it. A row that is there is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ..errors import RankfoldError, complaint
+from ..export.compress import Job, Wish
+from ..files import sha256_of
+from ..records import DataSpec, DistillSpec, ModelSpec, OptimizerSpec, Plan, PlannedRow, Promise, Recipe
+from ..train.data import Dataset
+from ..train.planned import planned, start_of
+from ..train.trainer import Progress, evaluate, train
+from .oneshot import MEAN, STD, calibration_inputs, cifar, exported
+from .rows import read, write
+
+_SAID_EVERY = 50  # steps
+
+
+def recipe_of(given: argparse.Namespace, weight: float) -> Recipe:
+    """What `rankfold train` would be given as a file."""
+    made = Recipe(
+        about="a published network, planned and trained on",
+        model=ModelSpec(name=given.model, arguments={"weights": str(given.weights)}),
+        data=DataSpec(
+            name="npz", path=str(given.data), validation_share=0.1, mean=MEAN, std=STD, augment=given.augment
+        ),
+        optimizer=OptimizerSpec(lr=given.lr, batch_size=given.batch, steps=given.steps, weight_decay=1e-4),
+        distill=DistillSpec(weight=weight, temperature=given.temperature),
+        promise=Promise(metric="test_accuracy", at_least=0, measured_on="nothing"),
+    )
+    return planned(made)
+
+
+def compressed(given: argparse.Namespace, data: Dataset, seed: int, folder: Path) -> Path:
+    """The plan of the published network at a share of its MACs, the small file beside it."""
+    dense = exported(given.model, given.weights, data, folder / "dense.onnx")
+    (name,) = (entry.name for entry in onnx.load(dense).graph.input)
+    np.savez(folder / "data.npz", **{name: calibration_inputs(data, seed)}, allow_pickle=False)
+    Job(Wish(macs=given.macs), data=folder / "data.npz").into(folder, dense, "small.onnx")
+    return folder / "small.plan.json"
+
+
+def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str], None]) -> Iterator[PlannedRow]:
+    """Every row that is not there yet."""
+    asked = {(seed, weight): recipe_of(given, weight) for seed in given.seeds for weight in (0.0, given.weight)}
+    wanted = {key: recipe for key, recipe in asked.items() if not any(_is_row(row, given, key) for row in rows)}
+    if not wanted:
+        return
+    data = cifar(given.data)
+    part = {"validation": data.validation, "test": data.test}[given.split]
+    plans: dict[int, Path] = {}
+    scores: dict[int, tuple[float, float]] = {}
+
+    def accuracy(model: nn.Module) -> float:
+        return evaluate(model, data, part, torch.device("cpu"))[1]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for (seed, weight), recipe in wanted.items():
+            folder = Path(scratch) / str(seed)
+            if seed not in plans:
+                folder.mkdir()
+                plans[seed] = given.plan or compressed(given, data, seed, folder)
+            start, plan = start_of(recipe, data, plans[seed]), Plan.read(plans[seed])
+            if seed not in scores:
+                scores[seed] = accuracy(start.teacher), accuracy(start.student)
+            dense, before = scores[seed]
+            said(f"seed {seed}, weight {weight:g}: dense {dense:.2%}, compressed {before:.2%}")
+
+            def show(now: Progress) -> None:
+                if now.step % _SAID_EVERY == 0:
+                    said(f"{now.step}/{now.steps}, loss {now.loss:.4f}, {now.left_s:.0f} s left")
+
+            record = train(recipe, data, folder / f"{weight:g}", seed=seed, start=start, on_progress=show)
+            yield PlannedRow(
+                model=given.model,
+                split=given.split,
+                n=len(part),
+                seed=seed,
+                plan_sha256=given.plan and sha256_of(given.plan),
+                wanted=given.macs,
+                macs=_macs(plan),
+                steps=given.steps,
+                batch=given.batch,
+                lr=given.lr,
+                augment=given.augment,
+                weight=weight,
+                temperature=given.temperature,
+                dense_accuracy=dense,
+                compressed_accuracy=before,
+                trained_accuracy=accuracy(start.student),
+                train_s=record.train_s,
+            )
+
+
+def _macs(plan: Plan) -> float:
+    layers = plan.layers.values()
+    return sum(layer.macs or 0 for layer in layers) / sum(layer.macs_dense or 0 for layer in layers)
+
+
+def _is_row(row: PlannedRow, given: argparse.Namespace, key: tuple[int, float]) -> bool:
+    there = (row.model, row.split, row.wanted, row.steps, row.batch, row.lr, row.augment)
+    asked = (given.model, given.split, given.macs, given.steps, given.batch, given.lr, given.augment)
+    plan = given.plan and sha256_of(given.plan)
+    soft = not row.weight or row.temperature == given.temperature
+    return there == asked and row.plan_sha256 == plan and (row.seed, row.weight) == key and soft
+
+
+def summary(rows: list[PlannedRow]) -> str:
+    """Distilled against not, seed by seed, of rows that were asked for together."""
+    without = {row.seed: row.trained_accuracy for row in rows if not row.weight}
+    gains = {row.seed: 100 * (row.trained_accuracy - without[row.seed]) for row in rows if row.weight}
+    spread = f" ± {stdev(gains.values()):.2f}" if len(gains) > 1 else ""
+    each = ", ".join(f"seed {seed}: {gain:+.2f}" for seed, gain in gains.items())
+    return f"distillation gains {fmean(gains.values()):+.2f}{spread} points ({each})"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["resnet20", "resnet56"])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--macs", type=float, default=0.5)
+    parser.add_argument("--plan", type=Path, help="of this network, instead of --macs; its .onnx lies beside it")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--weight", type=float, default=DistillSpec().weight, help="of distillation")
+    parser.add_argument("--temperature", type=float, default=DistillSpec().temperature)
+    parser.add_argument("--augment", choices=["none", "shift", "flip-shift"], default="flip-shift")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="calibration images, order of batches")
+    parser.add_argument("--split", choices=["validation", "test"], default="test")
+    given = parser.parse_args()
+    try:
+        rows = read(given.results, PlannedRow)
+        for row in run(given, rows, lambda text: print(text, flush=True)):
+            rows.append(row)
+            write(given.results, rows)
+            print(f"{row.split}: {row.model_dump_json()}", flush=True)
+    except RankfoldError as error:
+        print(complaint(str(error)), file=sys.stderr)
+        sys.exit(error.exit_code)
+    keys = [(seed, weight) for seed in given.seeds for weight in (0.0, given.weight)]
+    print(summary([row for row in rows if any(_is_row(row, given, key) for key in keys)]))
+
+
+if __name__ == "__main__":
+    main()
