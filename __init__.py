@@ -4,7 +4,7 @@ train/    shrink a network while it learns            recipe → checkpoint
 export/   choose and write the small graph            checkpoint or ONNX → ONNX, plan, parity
 runtime/  measure it                                  ONNX → bench.json → report
 devices/  what a board is and how to reach it         card → facts, launches
-records.py, errors.py, files.py: the leaves. cli.py: the one command line.
+records/, errors.py, files.py: the leaves. cli.py: the one command line.
 """
 
 from __future__ import annotations

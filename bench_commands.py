@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import onnx_commands
+from . import options
 from .errors import Inconclusive, InputError, RankfoldError
 from .files import require_writable
 
@@ -30,7 +30,7 @@ SummaryOption = Annotated[
 def bench(
     models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
     device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
-    threads: onnx_commands.ThreadsOption = 1,
+    threads: options.ThreadsOption = 1,
     cores: Annotated[str | None, typer.Option(help="Core mask, e.g. 0,2-3.  [default: the last ones]")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
     session_config: Annotated[list[str] | None, typer.Option(help="key=value, checked against known keys.")] = None,
@@ -40,8 +40,8 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
-    shape: onnx_commands.ShapeOption = None,
-    inputs: onnx_commands.InputsOption = None,
+    shape: options.ShapeOption = None,
+    inputs: options.InputsOption = None,
     rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
     sustain: Annotated[float | None, typer.Option(help="Then run each without a pause for so many seconds.")] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Then profile each: time by layer, operator.")] = False,

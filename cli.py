@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, onnx_commands
+from . import bench_commands, compress_commands, onnx_commands
 from .errors import InputError, RankfoldError, complaint, system_complaint
-from .onnx_commands import ThreadsOption
+from .options import ThreadsOption
 
 if TYPE_CHECKING:
     from .records import Recipe
@@ -163,12 +163,12 @@ def export(
 # --- any ONNX file ------------------------------------------------------------------------------------------
 
 app.command(epilog=onnx_commands.FOLD_EXAMPLES)(onnx_commands.fold)
-app.command(epilog=onnx_commands.COMPRESS_EXAMPLES)(onnx_commands.compress)
+app.command(epilog=compress_commands.COMPRESS_EXAMPLES)(compress_commands.compress)
 app.command(epilog=onnx_commands.TUNE_EXAMPLES)(onnx_commands.tune)
 app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
-app.command(epilog=onnx_commands.TABLE_EXAMPLE, no_args_is_help=True)(onnx_commands.latency_table)
+app.command(epilog=compress_commands.TABLE_EXAMPLE, no_args_is_help=True)(compress_commands.latency_table)
 
 # --- bench, compare, report ----------------------------------------------------------------------------------
 

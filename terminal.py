@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, Changes, EpochRow, Frontier, FrontierPoint, LayerTime, Plan
+from .records import Bench, Changes, Damage, EpochRow, Frontier, FrontierPoint, LayerTime, Plan
 
 OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
@@ -100,6 +100,18 @@ def print_layer_times(rows: Sequence[LayerTime]) -> None:
         table.add_row(plain(names) if first else "", share if first else "", row.form, ranks, f"{row.ratio:.2f}")
         before = row.layers
     Console(markup=False, emoji=False).print(table)
+
+
+def damage_text(damage: Damage | None) -> str:
+    """What became of the outputs, to end a sentence with."""
+    if damage is None:
+        return ""
+    text = f"; output error {damage.error:.2%}"
+    if damage.agreement is not None:
+        text += f", same top class {damage.agreement:.2%}"
+    if damage.top1_before is not None and damage.top1_after is not None:
+        text += f", top-1 {damage.top1_before:.2%} → {damage.top1_after:.2%}"
+    return f"{text} on {damage.n} calibration inputs"
 
 
 def print_frontier(points: Sequence[FrontierPoint]) -> None:

@@ -15,7 +15,18 @@ from .conftest import ROOT
 # A folder may import itself and what stands below it.
 ORDER = ("leaves", "devices", "runtime", "export", "train", "top")
 LEAVES = {"records", "errors", "files"}
-TOP = {"cli", "__main__", "bench_commands", "onnx_commands", "onnx_stages", "stages", "terminal", "benchmarks"}
+TOP = {
+    "cli",
+    "__main__",
+    "bench_commands",
+    "compress_commands",
+    "onnx_commands",
+    "options",
+    "onnx_stages",
+    "stages",
+    "terminal",
+    "benchmarks",
+}
 FORBIDDEN = {
     "devices": {"torch", "onnx", "onnx_ir", "onnxsim"},
     "runtime": {"torch", "onnx_ir", "onnxsim"},

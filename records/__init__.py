@@ -1,0 +1,149 @@
+"""Every schema that rankfold writes to disk: the leaf that all folders import and that imports none of them.
+
+Each record carries `"format": 1` and a line of history. Units are in the names. What was not measured is
+`None`, never 0. Unknown keys are refused, so that a misspelt one cannot pass for a default.
+
+base.py      what a record is, and the way to and from disk
+training.py  recipe.toml, metrics.jsonl, train.json
+results.py   comparisons, rows of docs/results
+plans.py     plan.json, parity.json, frontier.json
+scores.py    evaluation.json
+boards.py    cards and what a board turns out to be
+bench.py     bench.json
+"""
+
+from __future__ import annotations
+
+from .base import FormName, Part, Positive, Record, Sha256, first_problem
+from .bench import (
+    Bench,
+    Block,
+    Caution,
+    Change,
+    Changes,
+    Comparison,
+    Context,
+    Launch,
+    Moment,
+    OperatorTable,
+    OperatorTime,
+    Paced,
+    Pair,
+    Pilot,
+    Sustained,
+    Variant,
+)
+from .boards import Card, CpuFacts, Facts, Weather
+from .plans import (
+    Compressed,
+    Damage,
+    Drop,
+    Frontier,
+    FrontierPoint,
+    GroupDecision,
+    LayerDecision,
+    LayerTable,
+    LayerTime,
+    Parity,
+    ParityCheck,
+    Plan,
+    PlanTiming,
+    RuleCurve,
+    RulePoint,
+    Tuned,
+)
+from .results import (
+    ChoosingRow,
+    Claim,
+    ComparisonSpec,
+    EvidenceRow,
+    Made,
+    OneShotRow,
+    PlannedRow,
+    ResultRow,
+    TuningRow,
+    VariantSpec,
+)
+from .scores import Evaluation, ModelScore, Score
+from .training import (
+    DataSpec,
+    DistillSpec,
+    EpochRow,
+    LayerSummary,
+    ModelSpec,
+    OptimizerSpec,
+    PlannedStart,
+    Promise,
+    Recipe,
+    RegularizerSpec,
+    TrainRecord,
+)
+
+__all__ = [
+    "Bench",
+    "Block",
+    "Card",
+    "Caution",
+    "Change",
+    "Changes",
+    "ChoosingRow",
+    "Claim",
+    "Comparison",
+    "ComparisonSpec",
+    "Compressed",
+    "Context",
+    "CpuFacts",
+    "Damage",
+    "DataSpec",
+    "DistillSpec",
+    "Drop",
+    "EpochRow",
+    "Evaluation",
+    "EvidenceRow",
+    "Facts",
+    "FormName",
+    "Frontier",
+    "FrontierPoint",
+    "GroupDecision",
+    "Launch",
+    "LayerDecision",
+    "LayerSummary",
+    "LayerTable",
+    "LayerTime",
+    "Made",
+    "ModelScore",
+    "ModelSpec",
+    "Moment",
+    "OneShotRow",
+    "OperatorTable",
+    "OperatorTime",
+    "OptimizerSpec",
+    "Paced",
+    "Pair",
+    "Parity",
+    "ParityCheck",
+    "Part",
+    "Pilot",
+    "Plan",
+    "PlanTiming",
+    "PlannedRow",
+    "PlannedStart",
+    "Positive",
+    "Promise",
+    "Recipe",
+    "Record",
+    "RegularizerSpec",
+    "ResultRow",
+    "RuleCurve",
+    "RulePoint",
+    "Score",
+    "Sha256",
+    "Sustained",
+    "TrainRecord",
+    "Tuned",
+    "TuningRow",
+    "Variant",
+    "VariantSpec",
+    "Weather",
+    "first_problem",
+]

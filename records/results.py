@@ -1,0 +1,196 @@
+"""Comparisons of several networks, and rows of docs/results/*.jsonl: one measurement a line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .base import FormName, Part, Record, Sha256
+
+
+class VariantSpec(Part):
+    """One network of a comparison: trained by a recipe with changes, exported dense or compact.
+
+    `trained_by` takes another variant's training instead of its own; `parameters_of` sets the one energy for
+    all layers so that the network has at most as many parameters as that variant's.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+    recipe: str | None = None
+    changes: list[str] = Field(default_factory=list)
+    trained_by: str | None = None
+    write: Literal["dense", "compact"] = "dense"
+    form: FormName | None = None
+    energy: float | None = Field(default=None, gt=0, le=1)
+    parameters_of: str | None = None
+
+    @model_validator(mode="after")
+    def _one_training(self) -> Self:
+        if (self.recipe is None) == (self.trained_by is None):
+            raise ValueError("give exactly one of recipe and trained_by")
+        return self
+
+
+class Claim(Part):
+    """What a comparison must show, or its command fails. Accuracies are shares, on the test split."""
+
+    dense_accuracy: float = Field(ge=0, le=1, description="the baseline's, at least")
+    within: float = Field(ge=0, le=1, description="the compact one's loss against the baseline, at most")
+    speedup: float = Field(gt=0, description="lower end of the compact one's interval, above")
+
+
+class ComparisonSpec(Record):
+    """A comparison: networks trained equally long, measured together. Format 1: first version.
+
+    The first variant is the baseline; `compact`, named before anything runs, is the one the answer is about.
+    """
+
+    about: str
+    compact: str
+    claim: Claim | None = None
+    variants: list[VariantSpec] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("two variants have the same name")
+        own = {variant.name for variant in self.variants if variant.recipe is not None}
+        sized = {variant.name for variant in self.variants if variant.parameters_of is None}
+        for variant in self.variants:
+            if variant.trained_by is not None and variant.trained_by not in own:
+                raise ValueError(f"{variant.name}: trained_by names no variant with a recipe: {variant.trained_by}")
+            if variant.parameters_of is not None and variant.parameters_of not in sized:
+                raise ValueError(f"{variant.name}: parameters_of names no variant: {variant.parameters_of}")
+        if self.compact not in names[1:]:
+            raise ValueError(f"compact names no variant but the baseline: {self.compact}")
+        return self
+
+
+class Made(Record):
+    """`models/NAME.made.json`: what a compared model was made of; anything else makes it again.
+
+    Format 1: first version.
+    """
+
+    config_hash: str
+    parameters: int | None = Field(description="the most it was allowed to have")
+
+
+class ResultRow(Record):
+    """One network of a comparison, measured: a line of docs/results/*.jsonl. Format 1: first version."""
+
+    comparison: str
+    variant: str
+    config_hash: str
+    seed: int
+    validation_accuracy: float | None
+    test_accuracy: float
+    test_low: float
+    test_high: float
+    test_n: int
+    parameters: int | None
+    macs: int | None
+    size_bytes: int
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    cpu_model: str | None
+    onnxruntime_version: str
+    threads: int
+
+
+class OneShotRow(Record):
+    """A trained network compressed without training, scored: a line of docs/results/oneshot.jsonl. Format 1: first."""
+
+    model: str
+    method: str
+    config_hash: str
+    seed: int = Field(description="of the choice of calibration inputs")
+    split: Literal["validation", "test"]
+    n: int
+    wanted: float = Field(description="share of the dense network's MACs that was asked for")
+    macs: float = Field(description="share of the dense network's MACs")
+    accuracy: float
+    dense_accuracy: float
+
+
+class EvidenceRow(Record):
+    """One comparison of files whose true ratio is known: a line of docs/results/evidence.jsonl. Format 1: first."""
+
+    scenario: str
+    seed: int
+    config_hash: str = Field(description="over the models, the scenario and how it is measured")
+    machine: str = Field(description="processor and onnxruntime")
+    threads: int
+    pairs: int
+    ratio: float
+    low: float
+    high: float
+    latency_s: float = Field(description="median of the baseline's samples")
+    cautions: list[str] = Field(description="those of the samples: what they say, without the remedy")
+    took_s: float
+    started_at: str = Field(description="ISO 8601, UTC")
+
+
+class TuningRow(Record):
+    """A compressed network tuned without labels, and fine-tuned with them: a line of docs/results/tuning.jsonl.
+
+    Format 1: first version; rows without `augment` had none.
+    """
+
+    model: str
+    split: Literal["validation", "test"]
+    n: int
+    seed: int = Field(description="of the calibration inputs and the order of the batches")
+    augment: str = Field(default="none", description="of the images of both")
+    macs: float = Field(description="share of the dense network's MACs")
+    steps: int
+    batch: int
+    lr: float
+    labelled_lr: float
+    dense_accuracy: float
+    compressed_accuracy: float
+    tuned_accuracy: float | None
+    labelled_accuracy: float
+
+
+class PlannedRow(Record):
+    """A planned network trained on, `weight` of the loss being distillation: a line of docs/results/planned.jsonl.
+
+    Format 1: first version.
+    """
+
+    model: str
+    split: Literal["validation", "test"]
+    n: int
+    seed: int = Field(description="of the calibration inputs and the order of the batches")
+    plan_sha256: Sha256 | None = Field(description="None: compressed to `wanted` of the dense network's MACs")
+    wanted: float
+    macs: float = Field(description="share of the dense network's MACs")
+    steps: int
+    batch: int
+    lr: float
+    augment: str
+    weight: float
+    temperature: float
+    dense_accuracy: float
+    compressed_accuracy: float
+    trained_accuracy: float
+    train_s: float
+
+
+class ChoosingRow(Record):
+    """One answer of benchmarks/choosing.py: a line of docs/results/choosing.jsonl. Format 1: first version."""
+
+    what: str
+    network: str
+    threads: int
+    config_hash: str = Field(description="over the network, the question and how it is measured")
+    seed: int = Field(description="of the calibration inputs and of all that is drawn by chance")
+    machine: str = Field(description="processor and onnxruntime")
+    figures: dict[str, float]
+    note: str = ""
+    took_s: float
+    started_at: str = Field(description="ISO 8601, UTC")

@@ -1,0 +1,183 @@
+"""Recipes, and what a training run leaves: recipe.toml, metrics.jsonl, train.json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .base import FormName, Part, Positive, Record, Sha256
+
+
+class ModelSpec(Part):
+    """Which network: a built-in name or `package.module:factory`, and its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataSpec(Part):
+    """Which data: `glyphs` (built in) or `npz` (a path), and how much of it is kept apart for validation.
+
+    For `npz` the validation split is the last `validation_share` of the training part, by index; for `glyphs`
+    it is `validation_share` × `train_size` further images, in a font family of their own. Images enter the
+    network as (x / 255 - mean) / std, one number a channel or one for all.
+    """
+
+    name: Literal["glyphs", "npz"] = "glyphs"
+    path: str | None = None
+    train_size: int = Field(default=7200, gt=0)
+    test_size: int = Field(default=3600, gt=0)
+    validation_share: float = Field(default=0.2, gt=0, lt=1)
+    data_seed: int = 0
+    mean: list[float] = Field(default=[0.5], min_length=1)
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.25], min_length=1)
+    augment: Literal["none", "shift", "flip-shift"] = "none"
+
+    @model_validator(mode="after")
+    def _path_goes_with_npz(self) -> Self:
+        if self.name == "glyphs" and self.path is not None:
+            raise ValueError("glyphs are built in and take no path; use name = 'npz'")
+        return self
+
+
+class OptimizerSpec(Part):
+    """SGD with Nesterov momentum under a one-cycle or step schedule; exactly one of epochs and steps."""
+
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=64, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixed_precision: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class RegularizerSpec(Part):
+    """Strengths of the two penalties (design §3) and when they act.
+
+    `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
+    `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
+    the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
+    are faster than dense.
+    `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
+    """
+
+    low_rank: float = Field(default=0.0, ge=0)
+    group: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=0.0, ge=0, le=1)
+    form: Literal["channel", "input-channel", "spatial", "linear"] = "channel"
+    every: int = Field(default=10, gt=0)
+    scale: Literal["folded", "raw"] = "folded"
+    relative: bool = False
+    groups: Literal["filter", "coupled"] = "filter"
+    start_at: float = Field(default=0.0, ge=0, le=1)
+    hold_from: float = Field(default=1.0, ge=0, le=1)
+    hold_macs: float | None = Field(default=None, gt=0, le=1)
+    tile: int = Field(default=1, gt=0)
+    energy: float = Field(default=1.0, gt=0, le=1)
+    table: str | None = None
+    least: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    skip: list[str] = Field(default_factory=list)
+    low_rank_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    group_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class DistillSpec(Part):
+    """How a planned network learns from the dense one it came from (`train --plan`); weight 0 is without.
+
+    loss = (1 − weight) · cross-entropy + weight · temperature² · KL(dense ‖ planned), both softened by the temperature.
+    """
+
+    weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: Positive = 4.0
+
+
+class Promise(Part):
+    """What a recipe says it reaches, and on what; printed beside what it did reach."""
+
+    metric: Literal["validation_accuracy", "test_accuracy"]
+    at_least: float = Field(ge=0, le=1)
+    measured_on: str
+
+
+class Recipe(Record):
+    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version; `distill` may be
+    missing, and acts where a planned network is trained.
+    """
+
+    about: str
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    optimizer: OptimizerSpec
+    regularizer: RegularizerSpec | None = None
+    distill: DistillSpec | None = None
+    promise: Promise
+
+
+class LayerSummary(Part):
+    """One layer at the end of an epoch, as it would be exported."""
+
+    name: str
+    form: FormName
+    rank: int
+    full_rank: int
+    live_groups: int | None
+    groups: int | None
+    energy: float | None = Field(description="share of the sum of singular values in the kept rank")
+
+
+class EpochRow(Part):
+    """One line of metrics.jsonl, also kept in the checkpoint so that a resumed run has them all."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    epoch_s: float
+    proximal_s: float
+    penalty: float | None
+    layers: list[LayerSummary]
+
+
+class PlannedStart(Part):
+    """What a planned network was before it was trained, and the dense one it learned from: validation accuracies."""
+
+    small_sha256: Sha256 = Field(description="the ONNX file that it began as")
+    dense_sha256: Sha256 = Field(description="over the dense network's state, which is in the checkpoint")
+    small_accuracy: float
+    dense_accuracy: float
+
+
+class TrainRecord(Record):
+    """`train.json`: what a finished run reached. Format 1: first version; `start` may be missing."""
+
+    recipe: Recipe
+    seed: int
+    threads: int
+    data: str
+    input_shape: tuple[int, int, int] = Field(description="C, H, W")
+    classes: int
+    torch_version: str
+    device: str
+    steps: int
+    train_s: float
+    proximal_s: float
+    parameters: int
+    validation_accuracy: float
+    validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
+    epochs: list[EpochRow]
+    start: PlannedStart | None = Field(default=None, description="where a plan was trained, which is in the checkpoint")
