@@ -342,6 +342,21 @@ class EvidenceRow(Record):
     started_at: str = Field(description="ISO 8601, UTC")
 
 
+class ChoosingRow(Record):
+    """One answer of benchmarks/choosing.py: a line of docs/results/choosing.jsonl. Format 1: first version."""
+
+    what: str
+    network: str
+    threads: int
+    config_hash: str = Field(description="over the network, the question and how it is measured")
+    seed: int = Field(description="of the calibration inputs and of all that is drawn by chance")
+    machine: str = Field(description="processor and onnxruntime")
+    figures: dict[str, float]
+    note: str = ""
+    took_s: float
+    started_at: str = Field(description="ISO 8601, UTC")
+
+
 class TuningRow(Record):
     """A compressed network tuned without labels, and fine-tuned with them: a line of docs/results/tuning.jsonl.
 
