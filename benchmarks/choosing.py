@@ -1,0 +1,165 @@
+"""Forms, ranks and widths by measured latency: is it true what is promised of them?
+
+python -m rankfold.benchmarks.choosing run WHAT [NETWORK …] [--threads N] [--weights PATH …] [--data cifar10.npz]
+python -m rankfold.benchmarks.choosing show [--results FILE]     tables of what the rows say
+
+budget      what compress --budget 0.5 comes to, in launch pairs and foretold; or that it cannot be had
+fill        how long an empty latency table takes to fill
+neighbours  whether a plan that differs in one layer, and damages no more, is faster
+in-place    whether a factorised layer is slower in place than dense
+predicted   how far foretold times of whole networks are from timed ones
+rivals      against the same solver with MACs, and one energy for all layers, where all lose as much top-1
+
+One row an answer, written as soon as it is known; a row that is there is not measured again. Nothing else should run
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from ..devices import probe
+from ..devices.local import LocalTransport
+from ..errors import CheckFailed, InputError, RankfoldError, complaint
+from ..records import ChoosingRow
+from ..runtime.latency import Stopwatch, stopwatch
+from ..runtime.measure import Options
+from ..terminal import bars, duration, progress
+from . import questions
+from .answers import Answers, Found, markdown
+from .rivals import rivals
+from .rows import read
+from .subject import NETWORKS, PUBLISHED, Catalogue, Subject, weights_by_name
+
+RESULTS = Path("docs/results/choosing.jsonl")
+Asked = Callable[[Subject, Answers, list[object]], Found]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and in which of its variants; `ask` gets all that identifies the row as well."""
+
+    what: str
+    ask: Asked
+    variant: str = ""
+    networks: Sequence[str] = NETWORKS
+
+
+def _plain(function: Callable[[Subject], Found]) -> Asked:
+    """A question to the subject alone; that its network cannot be made fast enough is an answer."""
+
+    def ask(subject: Subject, answers: Answers, identity: list[object]) -> Found:
+        try:
+            return function(subject)
+        except CheckFailed as error:
+            return Found({"fastest": subject.search.fastest.ratio}, str(error))
+
+    return ask
+
+
+QUESTIONS = (
+    Question("budget", _plain(questions.budget)),
+    Question("fill", _plain(questions.fill)),
+    Question("neighbours", _plain(questions.beside)),
+    Question("in-place", _plain(questions.in_place)),
+    Question("predicted", _plain(questions.predicted)),
+    *(Question("rivals", partial(rivals, wanted=points / 100), f"{points} points", PUBLISHED) for points in (1, 3)),
+)
+WHAT = tuple(dict.fromkeys(question.what for question in QUESTIONS))
+
+
+def run(
+    what: str, networks: Sequence[str], catalogue: Catalogue, answers: Answers, watch: Stopwatch
+) -> Iterator[ChoosingRow]:
+    """Every row of a question that is not there yet."""
+    missing = {name: _missing(what, name, catalogue, answers) for name in networks}
+    left = sum(map(len, missing.values()))
+    took = [row.took_s for row in answers.rows if row.what == what]
+    with bars() as new_bar:
+        whole, report = new_bar(what), progress(new_bar)
+        for name in (name for name in networks if missing[name]):
+            with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
+                subject = catalogue.subject(name, Path(folder), watch, report)
+                identity = catalogue.identity(name)
+                for question in missing[name]:
+                    total = sum(map(len, missing.values()))
+                    whole.show(total - left, total, median(took) * left if took else None, name)
+                    row = answers.once(
+                        what,
+                        name,
+                        [question.variant, *identity],
+                        partial(question.ask, subject, answers, identity),
+                    )
+                    left -= 1
+                    took.append(row.took_s)
+                    yield row
+
+
+def _missing(what: str, name: str, catalogue: Catalogue, answers: Answers) -> list[Question]:
+    """A question's variants that have no row for this network."""
+    asked = [one for one in QUESTIONS if one.what == what and name in one.networks]
+    return [one for one in asked if answers.known(what, name, [one.variant, *catalogue.identity(name)]) is None]
+
+
+def said(row: ChoosingRow) -> str:
+    """A row in a line."""
+    figures = ", ".join(f"{name} {figure:.4g}" for name, figure in row.figures.items())
+    return f"{row.what} {row.network}: {figures} ({duration(row.took_s)}){'; ' if row.note else ''}{row.note}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    going = commands.add_parser("run", help="measure what is missing")
+    going.add_argument("what", choices=WHAT)
+    going.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all without")
+    going.add_argument("--threads", type=int, default=1)
+    going.add_argument("--weights", nargs="+", type=Path, default=[], help="of published networks, or their folder")
+    going.add_argument("--data", type=Path, help="CIFAR-10 as an npz file")
+    going.add_argument("--seed", type=int, default=0)
+    going.add_argument("--table", type=Path, help="the latency table; by default the user's own")
+    showing = commands.add_parser("show", help="tables of what the rows say")
+    for one in (going, showing):
+        one.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    try:
+        if given.command == "show":
+            print(markdown([row for row in read(given.results, ChoosingRow) if row.what in WHAT]))
+            return
+        began = time.monotonic()
+        for row in _run(given):
+            print(said(row), flush=True)
+        print(f"{given.results}: {duration(time.monotonic() - began)}")
+    except RankfoldError as error:
+        print(complaint(str(error)), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(complaint("interrupted; the same command goes on where it was"), file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(given: argparse.Namespace) -> Iterator[ChoosingRow]:
+    able = next(one.networks for one in QUESTIONS if one.what == given.what)
+    networks = given.networks or list(able)
+    if unknown := [name for name in networks if name not in able]:
+        raise InputError(f"unknown network '{unknown[0]}' for {given.what}; known are {', '.join(able)}")
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process)
+    watch = stopwatch(LocalTransport(), facts, Options(threads=given.threads), given.table)
+    machine = f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}"
+    answers = Answers(given.results, machine, given.threads, given.seed)
+    catalogue = Catalogue(weights_by_name(given.weights), given.data, given.seed)
+    yield from run(given.what, networks, catalogue, answers, watch)
+
+
+if __name__ == "__main__":
+    main()

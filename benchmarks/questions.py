@@ -1,0 +1,225 @@
+"""What is asked of a choice: is the budget kept, is there a better one near it, does each layer pay, is time foretold?
+
+Each function takes a subject and returns figures; whatever is timed is timed anew, after the plan was frozen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from ..devices import card
+from ..errors import CheckFailed
+from ..export.budget import Budget
+from ..export.candidates import DENSE, Way
+from ..export.compress import AUTO_FORMS, Job, Wish
+from ..export.search import Draft, Search
+from ..export.solve import Option
+from ..export.timing import times_of_file
+from ..records import Compressed, Plan
+from ..runtime.inputs import Given
+from ..runtime.latency import Timed, key_of, stopwatch
+from ..runtime.measure import measure
+from .answers import Found
+from .subject import SHARE, Subject
+
+NEIGHBOURS, AT_ONCE = 200, 20  # plans timed roughly, and how many of them side by side
+BEST, PAIRS = 5, 16  # of those measured again, in so many launch pairs
+SHARES, DRAWN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4), 4  # plans whose time is foretold: for these budgets, and by chance
+_SURE = 1.6449  # standard normal quantile at 0.95
+
+
+def budget(subject: Subject) -> Found:
+    """`compress --budget 0.5`, all of it: shares of the original's time, measured in launch pairs and predicted; or why
+    not, with the least that any choice reaches.
+    """
+    wish = Wish(AUTO_FORMS, time=Budget(share=SHARE), tile=subject.tile)
+    job = Job(wish, subject.data, report=subject.report, watch=subject.watch)
+    with TemporaryDirectory(dir=subject.folder) as folder:
+        try:
+            names = job.into(Path(folder), subject.source, "small.onnx")
+        except CheckFailed as error:
+            search = subject.search
+            found = {"budget": SHARE, "fastest": search.fastest.ratio, "predicted": search.predicted(search.fast)}
+            return Found(found, str(error))
+        done = Compressed.read(Path(folder) / names[0])
+    timing = done.plan.timing
+    assert timing is not None, "a plan for a budget of time has one"
+    figures: dict[str, float] = {"budget": SHARE}
+    for name in ("measured", "low", "high", "predicted", "screened", "fastest"):
+        figures[name] = getattr(timing, name)
+    figures |= {"macs": _macs_left(done.plan), "layers": float(_factored(done.plan))}
+    if done.damage is not None:
+        figures["damage"] = done.damage.error
+        figures |= {} if done.damage.agreement is None else {"agreement": done.damage.agreement}
+    return Found(figures, timing.verdict)
+
+
+def _macs_left(plan: Plan) -> float:
+    layers = plan.layers.values()
+    return sum(layer.macs or 0 for layer in layers) / sum(layer.macs_dense or 0 for layer in layers)
+
+
+def _factored(plan: Plan) -> int:
+    return sum(layer.form != "dense" for layer in plan.layers.values())
+
+
+def fill(subject: Subject) -> Found:
+    """Seconds to fill an empty latency table for the network, again when it is full, and how many models were timed."""
+    watch, took = subject.watch, []
+    with TemporaryDirectory(dir=subject.folder) as folder:
+        fresh = stopwatch(watch.transport, watch.facts, watch.options, Path(folder) / "table.sqlite")
+        for _ in range(2):
+            began = time.monotonic()
+            rows = times_of_file(
+                subject.source, Given(), AUTO_FORMS, subject.tile, fresh, fill=True, report=subject.report
+            )
+            took.append(time.monotonic() - began)
+        models = fresh.table.count()
+    kinds = {tuple(row.layers) for row in rows}
+    return Found({"seconds": took[0], "again": took[1], "models": float(models), "kinds": float(len(kinds))})
+
+
+# --- beside the plan ----------------------------------------------------------------------------------------
+
+
+def neighbours(
+    draft: Draft, options: Mapping[str, Sequence[Option[Way]]], count: int, generator: np.random.Generator
+) -> list[Draft]:
+    """Drafts that differ in one layer and should damage no more: the next rank in the same form, or another form at the
+    nearest time; where these are fewer than `count`, what comes after them.
+    """
+    found: list[tuple[int, float, Draft]] = []
+    for name, ways in options.items():
+        now = next(one for one in ways if one.what == draft.ways.get(name, DENSE))
+        for form in dict.fromkeys(one.what.form for one in ways):
+            same = [one for one in ways if one.what.form == form and one is not now]
+            harmless = [one for one in same if one.costs["damage"] <= now.costs["damage"]]
+            for step, one in enumerate(sorted(harmless, key=lambda one: _apart(one, now))):
+                found.append((step, float(generator.random()), _changed(draft, name, one.what)))
+    return [one for *_, one in sorted(found, key=lambda change: change[:2])[:count]]
+
+
+def _apart(one: Option[Way], now: Option[Way]) -> float:
+    if one.what.form == now.what.form:
+        return float(np.abs(np.subtract(one.what.ranks, now.what.ranks)).sum())
+    return abs(one.costs["time"] - now.costs["time"])
+
+
+def _changed(draft: Draft, name: str, way: Way) -> Draft:
+    others = {other: kept for other, kept in draft.ways.items() if other != name}
+    return Draft(draft.widths, others if way.is_dense else {**others, name: way})
+
+
+def beside(subject: Subject) -> Found:
+    """How many times as fast as the plan the best of its neighbours is: all timed roughly, the best of them again."""
+    share, draft = subject.planned
+    search = subject.search
+    near = neighbours(draft, search.problem().layers, NEIGHBOURS, np.random.default_rng(subject.seed))
+    plan, rough = search.sketch(draft), list[float]()
+    for start in range(0, len(near), AT_ONCE):
+        subject.report("timing neighbours", start, len(near))
+        sketches = [search.sketch(one) for one in near[start : start + AT_ONCE]]
+        timed = subject.watch.timed(plan, sketches, whole=True)
+        rough += [timed[key_of(one)].ratio for one in sketches]
+    best = sorted(range(len(near)), key=lambda index: rough[index])[:BEST]
+    figures = {"budget": share, "neighbours": float(len(near)), "layers": float(len(draft.ways))}
+    if not best:
+        return Found(figures, "no change of one layer damages less")
+    contents = {"plan": plan} | {f"neighbour{index}": search.sketch(near[index]) for index in best}
+    with TemporaryDirectory(dir=subject.folder) as folder:
+        compared = launched(subject, Path(folder), contents, PAIRS)
+    name = max(compared, key=lambda one: compared[one][0])
+    index = int(name.removeprefix("neighbour"))
+    figures |= dict(zip(("best", "low", "high"), compared[name], strict=True))
+    return Found(figures | {"rough": 1 / rough[index]}, _told(draft, near[index]))
+
+
+def launched(
+    subject: Subject, folder: Path, contents: Mapping[str, bytes], pairs: int
+) -> dict[str, tuple[float, float, float]]:
+    """Models in launch pairs against the first: how many times as fast each is, with its interval."""
+    for name, content in contents.items():
+        (folder / f"{name}.onnx").write_bytes(content)
+    bench = measure(
+        [(name, folder / f"{name}.onnx") for name in contents],
+        subject.watch.transport,
+        card.find("host"),
+        replace(subject.watch.options, pairs=pairs),
+        lambda now: subject.report("launch pairs", now.done, now.total),
+    )
+    return {one.variant: (one.ratio, one.low, one.high) for one in bench.comparisons}
+
+
+def _told(plan: Draft, other: Draft) -> str:
+    """What another draft changes."""
+    for name in sorted(plan.ways.keys() | other.ways.keys()):
+        before, after = (draft.ways.get(name, DENSE) for draft in (plan, other))
+        if before != after:
+            return f"{name}: {_written(before)} → {_written(after)}"
+    return ""
+
+
+def _written(way: Way) -> str:
+    return f"{way.form} {'/'.join(map(str, way.ranks))}".strip()
+
+
+# --- layers in place, and what was foretold -----------------------------------------------------------------
+
+
+def in_place(subject: Subject) -> Found:
+    """Each factorised layer of the plan put back dense, on fresh samples: of the plan's time, the most that having it
+    costs, with a chance of 5 %.
+    """
+    share, draft = subject.planned
+    found = subject.search.against_dense(draft)
+    figures = {"budget": share, "layers": float(len(found))}
+    if not found:
+        return Found(figures, "everything stays dense")
+    bounds = {name: _costs_at_most(one) for name, one in found.items()}
+    worst = max(bounds, key=lambda name: bounds[name])
+    figures |= {"largest": bounds[worst], "there": 1 - found[worst].ratio, "saved": _saved(found)}
+    return Found(figures, f"{worst}: {_written(draft.ways[worst])}")
+
+
+def _costs_at_most(put_back: Timed) -> float:
+    """1 − time without it / time with it, at the upper end."""
+    return 1 - put_back.ratio * math.exp(-_SURE * put_back.error)
+
+
+def _saved(found: Mapping[str, Timed]) -> float:
+    """What the layer in the middle saves."""
+    return float(np.median([one.ratio for one in found.values()])) - 1
+
+
+def predicted(subject: Subject) -> Found:
+    """How far the time of whole networks is from what was foretold, as a share of it: plans for some budgets, and ways
+    drawn by chance for every layer.
+    """
+    search = subject.search
+    drafts = {f"budget {share:g}": search.least_damage(share) for share in SHARES if share > search.fastest.ratio}
+    generator = np.random.default_rng(subject.seed)
+    drafts |= {f"drawn {number}": drawn(search, generator) for number in range(DRAWN)}
+    foretold = {name: search.predicted(one) for name, one in drafts.items()}
+    timed = dict(zip(drafts, search.timed(*drafts.values()), strict=True))
+    errors = {name: foretold[name] / one.ratio - 1 for name, one in timed.items()}
+    worst = max(errors, key=lambda name: abs(errors[name]))
+    figures = {"plans": float(len(drafts))}
+    for kind in ("budget", "drawn"):
+        mine = [abs(error) for name, error in errors.items() if name.startswith(kind)]
+        figures |= {kind: max(mine)} if mine else {}
+    figures["largest"] = abs(errors[worst])
+    told = ", ".join(f"{name}: {foretold[name]:.3f} for {one.ratio:.3f}" for name, one in timed.items())
+    return Found(figures, told)
+
+
+def drawn(search: Search, generator: np.random.Generator) -> Draft:
+    """A way for every layer, each as likely."""
+    ways = {name: options[generator.integers(len(options))].what for name, options in search.problem().layers.items()}
+    return Draft({}, {name: way for name, way in ways.items() if way != DENSE})
