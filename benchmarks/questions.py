@@ -22,7 +22,7 @@ from ..export.compress import AUTO_FORMS, Job, Wish
 from ..export.search import Draft, Search
 from ..export.solve import Option
 from ..export.timing import times_of_file
-from ..records import Compressed, Plan
+from ..records import Compressed, LayerTime, Plan
 from ..runtime.inputs import Given
 from ..runtime.latency import Timed, key_of, stopwatch
 from ..runtime.measure import measure
@@ -72,7 +72,7 @@ def _factored(plan: Plan) -> int:
 
 def fill(subject: Subject) -> Found:
     """Seconds to fill an empty latency table for the network, again when it is full, and how many models were timed."""
-    watch, took = subject.watch, []
+    watch, took, rows = subject.watch, list[float](), list[LayerTime]()
     with TemporaryDirectory(dir=subject.folder) as folder:
         fresh = stopwatch(watch.transport, watch.facts, watch.options, Path(folder) / "table.sqlite")
         for _ in range(2):
@@ -221,5 +221,7 @@ def predicted(subject: Subject) -> Found:
 
 def drawn(search: Search, generator: np.random.Generator) -> Draft:
     """A way for every layer, each as likely."""
-    ways = {name: options[generator.integers(len(options))].what for name, options in search.problem().layers.items()}
+    ways = {
+        name: options[int(generator.integers(len(options)))].what for name, options in search.problem().layers.items()
+    }
     return Draft({}, {name: way for name, way in ways.items() if way != DENSE})

@@ -114,15 +114,7 @@ class Subject:
             raise CheckFailed(
                 f"expected at most {WIDER:g} of the time, found {found:.3f} at the fastest; nothing to do"
             )
-        found = choose(
-            self.model,
-            self.source.read_bytes(),
-            self.on_tile,
-            Budget(share=share),
-            self.watch,
-            "host",
-            report=self.report,
-        )
+        found = choose(self.search, Budget(share=share), "host", self.report)
         return share, draft_of(found.candidates)
 
 

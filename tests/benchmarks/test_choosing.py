@@ -119,7 +119,7 @@ class Fake(Catalogue):
     def identity(self, name: str) -> list[object]:
         return [1]
 
-    def subject(self, name: str, folder: Path, *_: Any) -> Subject:
+    def subject(self, name: str, folder: Path, watch: Any, report: Any) -> Subject:
         return Subject(name, folder, folder / "no.onnx", None)  # type: ignore[arg-type]
 
 
