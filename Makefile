@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= glyphs-dec3-compact
 DATA ?=
+WEIGHTS ?=
 DEVICE ?= host
 SEED ?= 0
 THREADS ?= 1
@@ -25,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence clean
+.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence choosing clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +80,13 @@ chars74k: $(READY) ## accuracy against latency on Chars74K, 3 seeds (hours): DAT
 
 evidence: $(READY) ## compare files of known ratio some 1,000 times: does the interval cover it (hours; goes on where it was)
 	$(VENV)/bin/python -m rankfold.benchmarks.evidence run
+
+choosing: $(READY) ## is choosing by measured latency worth it (hours; goes on): WEIGHTS=folder DATA=cifar10.npz
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || \
+	  { echo "rankfold: make choosing needs WEIGHTS=folder of resnet20*.th, resnet56*.th and DATA=cifar10.npz" >&2; exit 2; }
+	for what in budget fill predicted in-place neighbours rivals; do \
+	  $(VENV)/bin/python -m rankfold.benchmarks.choosing run $$what --weights $(WEIGHTS) --data $(DATA) \
+	    --threads $(THREADS) || exit $$?; done
 
 # --- the project itself -------------------------------------------------------------------------------------
 
