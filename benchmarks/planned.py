@@ -5,7 +5,7 @@ python -m rankfold.benchmarks.planned resnet20 WEIGHTS DATA --macs 0.5 --steps 6
 The published network is compressed with 512 calibration images of the training part (or as `--plan` says); from there
 both learn for the same number of steps, on the same images in the same order, at the same rate: from the labels alone,
 and from the dense network's outputs too. The last tenth of the training images is the validation part, and nothing
-learns from it. A row that is there is skipped.
+learns from it. A row that is there is skipped; with `--work DIR` a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 
 from ..errors import RankfoldError, complaint
 from ..export.compress import Job, Wish
-from ..files import sha256_of
+from ..files import replacing_all, sha256_of
 from ..records import DataSpec, DistillSpec, ModelSpec, OptimizerSpec, Plan, PlannedRow, Promise, Recipe
 from ..train.data import Dataset
 from ..train.planned import planned, start_of
@@ -52,10 +52,13 @@ def recipe_of(given: argparse.Namespace, weight: float) -> Recipe:
 
 def compressed(given: argparse.Namespace, data: Dataset, seed: int, folder: Path) -> Path:
     """The plan of the published network at a share of its MACs, the small file beside it."""
+    if (folder / "small.onnx").exists():
+        return folder / "small.plan.json"
     dense = exported(given.model, given.weights, data, folder / "dense.onnx")
     (name,) = (entry.name for entry in onnx.load(dense).graph.input)
     np.savez(folder / "data.npz", **{name: calibration_inputs(data, seed)}, allow_pickle=False)
-    Job(Wish(macs=given.macs), data=folder / "data.npz").into(folder, dense, "small.onnx")
+    with replacing_all(folder, ["small.plan.json", "small.onnx"]) as scratch:
+        Job(Wish(macs=given.macs), data=folder / "data.npz").into(scratch, dense, "small.onnx")
     return folder / "small.plan.json"
 
 
@@ -75,9 +78,9 @@ def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str],
 
     with tempfile.TemporaryDirectory() as scratch:
         for (seed, weight), recipe in wanted.items():
-            folder = Path(scratch) / str(seed)
+            folder = (given.work or Path(scratch)) / f"{given.model}-{given.macs:g}-{seed}"
             if seed not in plans:
-                folder.mkdir()
+                folder.mkdir(parents=True, exist_ok=True)
                 plans[seed] = given.plan or compressed(given, data, seed, folder)
             start, plan = start_of(recipe, data, plans[seed]), Plan.read(plans[seed])
             if seed not in scores:
@@ -89,7 +92,8 @@ def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str],
                 if now.step % _SAID_EVERY == 0:
                     said(f"{now.step}/{now.steps}, loss {now.loss:.4f}, {now.left_s:.0f} s left")
 
-            record = train(recipe, data, folder / f"{weight:g}", seed=seed, start=start, on_progress=show)
+            name = f"{weight:g}-{given.lr:g}-{given.steps}"
+            record = train(recipe, data, folder / name, seed=seed, start=start, resume=True, on_progress=show)
             yield PlannedRow(
                 model=given.model,
                 split=given.split,
@@ -149,6 +153,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=DistillSpec().temperature)
     parser.add_argument("--augment", choices=["none", "shift", "flip-shift"], default="flip-shift")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="calibration images, order of batches")
+    parser.add_argument("--work", type=Path, help="folder for plans and runs, to go on from")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     given = parser.parse_args()
     try:

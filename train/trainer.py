@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -297,8 +298,11 @@ def _regularizer(
 
 def belongs(facts: dict[str, Any], recipe: Recipe, seed: int) -> bool:
     """Whether a checkpoint's facts are of this very recipe and seed."""
-    recorded = {"distill": None} | facts["recipe"]  # which came later
-    return recorded == recipe.model_dump(mode="json") and facts["seed"] == seed
+    try:
+        recorded = Recipe.model_validate(facts["recipe"])  # of a time when some keys were not there yet, perhaps
+    except ValidationError:
+        return False
+    return recorded == recipe and facts["seed"] == seed
 
 
 def _refuse_another_run(facts: dict[str, Any], recipe: Recipe, seed: int, start: Start | None, path: Path) -> None:

@@ -15,7 +15,7 @@ from rankfold.errors import InputError
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, data
 from rankfold.train.recipe import load_recipe
-from rankfold.train.trainer import CHECKPOINT, METRICS, RECORD, learning_rate, train
+from rankfold.train.trainer import CHECKPOINT, METRICS, RECORD, belongs, learning_rate, train
 
 from .recipes import tiny, toml
 
@@ -116,6 +116,16 @@ def test_resume_refuses_another_recipe_or_seed(tmp_path, glyphs):
     train(tiny(), glyphs, tmp_path, seed=1)
     with pytest.raises(InputError, match="of another recipe or seed"):
         train(tiny(), glyphs, tmp_path, seed=2, resume=True)
+
+
+def test_a_checkpoint_belongs_to_its_recipe_whatever_keys_came_later():
+    recipe = tiny().model_dump(mode="json")
+    assert belongs({"recipe": recipe, "seed": 1}, tiny(), 1)
+    del recipe["distill"], recipe["regularizer"]["table"]
+    assert belongs({"recipe": recipe, "seed": 1}, tiny(), 1)
+    assert not belongs({"recipe": recipe | {"about": "another"}, "seed": 1}, tiny(), 1)
+    assert not belongs({"recipe": recipe | {"misspelt": 1}, "seed": 1}, tiny(), 1)
+    assert not belongs({"recipe": recipe, "seed": 2}, tiny(), 1)
 
 
 def test_divergence_names_the_step(tmp_path, glyphs):
