@@ -22,7 +22,7 @@ from ..export.compress import AUTO_FORMS, Job, Wish
 from ..export.search import Draft, Search
 from ..export.solve import Option
 from ..export.timing import times_of_file
-from ..records import Compressed, LayerTime, Plan
+from ..records import Compressed, LayerDecision, LayerTime, Plan
 from ..runtime.inputs import Given
 from ..runtime.latency import Timed, key_of, stopwatch
 from ..runtime.measure import measure
@@ -58,7 +58,14 @@ def budget(subject: Subject) -> Found:
     if done.damage is not None:
         figures["damage"] = done.damage.error
         figures |= {} if done.damage.agreement is None else {"agreement": done.damage.agreement}
-    return Found(figures, timing.verdict)
+    return Found(figures, f"{timing.verdict}; {in_words(done.plan.layers)}")
+
+
+def in_words(layers: Mapping[str, LayerDecision]) -> str:
+    """The factorised layers of a plan."""
+    factored = {name: layer for name, layer in layers.items() if layer.form != "dense"}
+    told = [f"{name} {layer.form} {'/'.join(map(str, layer.ranks))}" for name, layer in factored.items()]
+    return ", ".join(told) or "everything dense"
 
 
 def _macs_left(plan: Plan) -> float:

@@ -1,14 +1,14 @@
 """Plans by measured time against plans by MACs and by energy, all losing as much top-1: which network is the fastest?
 
-Labels place the methods at an equal drop on the test images; they choose no form and no rank. Every accuracy is a row:
-what was tried is not tried again.
+Labels place the methods at an equal drop on the test images; they choose no form and no rank. Every accuracy
+is a row, and where each method ends: what was tried is not tried again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..export.solve import Option, Problem
 from ..records import LayerDecision, Plan
 from ..runtime.latency import key_of
 from .answers import Answers, Found
-from .questions import launched
+from .questions import in_words, launched
 from .subject import Subject
 
 TRIALS, NEAR = 7, 0.001  # networks judged for a drop, and how far below it is near enough
@@ -121,6 +121,17 @@ class Rivals:
             for aware in (False, True)
         ]
         return {method.name: method for method in (ours, macs, *energy)}
+
+    def known_or_placed(self, method: Method, wanted: float) -> Placed:
+        """The same as `placed`, found once: its layers are the row's note."""
+
+        def found() -> Found:
+            one = self.placed(method, wanted)
+            return Found({"drop": one.drop, "macs": self._built_as(one).macs}, json.dumps(_ways(one.decisions)))
+
+        row = self.answers.once("placed", self.subject.name, [*self.details, method.name, wanted], found)
+        decisions = {name: _decision(form, ranks) for name, (form, ranks) in json.loads(row.note).items()}
+        return Placed(method.name, decisions, method.aware, row.figures["drop"])
 
     def placed(self, method: Method, wanted: float) -> Placed:
         """The network of a method that loses most, but not more than `wanted`."""
@@ -215,7 +226,7 @@ class Rivals:
 
     def at(self, wanted: float) -> Found:
         """How many times as fast ours is as each rival that loses as much, and as the dense network."""
-        found = {name: self.placed(method, wanted) for name, method in self.methods.items()}
+        found = {name: self.known_or_placed(method, wanted) for name, method in self.methods.items()}
         found["ours"] = self._held_against_dense(found["ours"])
         contents = {name: self._content(one) for name, one in found.items()}
         kept = ["ours", "macs", *(self._fastest(contents, aware) for aware in (False, True))]
@@ -229,7 +240,8 @@ class Rivals:
             figures |= {f"over {called}": 1 / ratio, f"{called} low": 1 / high, f"{called} high": 1 / low}
         for called, name in zip(names, kept, strict=True):
             figures |= {f"{called} drop": 100 * found[name].drop, f"{called} MACs": self._built_as(found[name]).macs}
-        return Found(figures, f"{', '.join(kept[2:])}; ours: {_told(found['ours'])}; macs: {_told(found['macs'])}")
+        told = {called: in_words(found[name].decisions) for called, name in zip(names, kept, strict=True)}
+        return Found(figures, "; ".join(f"{called}: {layers}" for called, layers in told.items()))
 
     def _held_against_dense(self, ours: Placed) -> Placed:
         """Without layers that are slower in place, as every plan of ours."""
@@ -261,21 +273,15 @@ def _energy_name(form: str, aware: bool) -> str:
 
 
 def _decisions(candidates: Mapping[str, Candidate | None]) -> Decisions:
-    return {
-        name: LayerDecision.model_validate({"form": one.form, "ranks": list(one.ranks), "reason": ""})
-        for name, one in candidates.items()
-        if one is not None
-    }
+    return {name: _decision(one.form, one.ranks) for name, one in candidates.items() if one is not None}
+
+
+def _decision(form: str, ranks: Sequence[int]) -> LayerDecision:
+    return LayerDecision.model_validate({"form": form, "ranks": list(ranks), "reason": ""})
 
 
 def _ways(decisions: Decisions) -> dict[str, list[object]]:
     return {name: [layer.form, list(layer.ranks)] for name, layer in sorted(decisions.items())}
-
-
-def _told(placed: Placed) -> str:
-    """Its layers in words."""
-    layers = placed.decisions.items()
-    return ", ".join(f"{name} {layer.form} {'/'.join(map(str, layer.ranks))}" for name, layer in layers) or "dense"
 
 
 def rivals(subject: Subject, answers: Answers, details: list[object], wanted: float) -> Found:
