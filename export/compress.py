@@ -30,7 +30,7 @@ from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
 from .graphs import serialize
-from .judge import Judge
+from .judge import Judge, require_enough
 from .layers import Layer, layers_of
 from .network import Network
 from .opsets import target as runtime_named
@@ -239,6 +239,8 @@ class Job:
         with naming(source):
             model, case = opened(source, self.given or Given(), folder)
             samples = self._samples(model)
+            if self.wish.time is not None and self.wish.time.drop is not None:
+                require_enough(samples)
             dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
             groups = fold_channels(model, self.wish.tile)
             case.exact(model, "fold dead channels")

@@ -20,6 +20,13 @@ from .widths import Widths, kept_by_layer
 LEAST = 32  # inputs to judge on
 
 
+def require_enough(samples: Samples | None) -> None:
+    """Raises InputError where a metric cannot be judged."""
+    if samples is None or samples.count < LEAST:
+        found = "none" if samples is None else str(samples.count)
+        raise InputError(f"--max-drop: expected --data with {LEAST} inputs or more, found {found}")
+
+
 @dataclass(frozen=True)
 class Judge:
     """Builds a choice on one half of the calibration data and judges it on the other, then the other way round: what a
@@ -29,12 +36,6 @@ class Judge:
     network: Network
     widths: Widths | None
     tile: int
-
-    def __post_init__(self) -> None:
-        samples = self.network.samples
-        if samples is None or samples.count < LEAST:
-            found = "none" if samples is None else str(samples.count)
-            raise InputError(f"--max-drop: expected --data with {LEAST} inputs or more, found {found}")
 
     def __call__(self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int]) -> Drop:
         """The mean over both halves."""
