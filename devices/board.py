@@ -410,6 +410,8 @@ def contest(request: dict[str, Any]) -> dict[str, Any]:
     for warm in (True, True, *[False] * request["rounds"]):
         for session, feed, samples in order.sample(runs, len(runs)):
             timed = run_timed(session, feed, 1, clock)
+            if timed[0] <= 0:  # some virtual machines count a thread's time in steps: a short run may fit in one
+                timed = run_timed(session, feed, 1)
             samples += [] if warm else timed
         done = len(runs[0][2])
         if done >= 3 and time.perf_counter() - begin > request["seconds"]:
