@@ -35,7 +35,7 @@ from ..runtime.measure import Options
 from ..terminal import bars, duration, progress
 from . import questions
 from .answers import Answers, Found, markdown
-from .rivals import rivals
+from .rivals import DROPS, rivals
 from .rows import read
 from .subject import NETWORKS, PUBLISHED, Catalogue, Subject, weights_by_name
 
@@ -71,7 +71,7 @@ QUESTIONS = (
     Question("neighbours", _plain(questions.beside)),
     Question("in-place", _plain(questions.in_place)),
     Question("predicted", _plain(questions.predicted)),
-    *(Question("rivals", partial(rivals, wanted=points / 100), f"{points} points", PUBLISHED) for points in (1, 3)),
+    *(Question("rivals", partial(rivals, wanted=drop), f"{100 * drop:g} points", PUBLISHED) for drop in DROPS),
 )
 WHAT = tuple(dict.fromkeys(question.what for question in QUESTIONS))
 

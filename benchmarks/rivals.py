@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,42 +31,17 @@ from ..export.passes.rewrites import rewritten
 from ..export.reporting import silent
 from ..export.search import Draft, significantly_faster
 from ..export.solve import Option, Problem
-from ..records import LayerDecision, Plan
+from ..records import ChoosingRow, LayerDecision, Plan
 from ..runtime.latency import key_of
 from .answers import Answers, Found
+from .placing import Decisions, Method, Placed, placed
 from .questions import in_words, launched
 from .subject import Subject
 
-TRIALS, NEAR = 7, 0.001  # networks judged for a drop, and how far below it is near enough
+DROPS = (0.01, 0.03)  # of top-1, as shares of the test images
 PAIRS = 8
 ENERGY_FORMS = ("channel", "input-channel", "spatial")
 _FIRST_DAMAGE, _FIRST_LOST = 0.02, 0.05  # of the outputs' variance, of Σσ: where looking begins
-_INSIDE = 0.15  # of an interval that the next guess keeps away from its ends
-_CLOSE = 0.01  # knobs nearer than this, in logarithms, are one
-
-Decisions = Mapping[str, LayerDecision]
-
-
-@dataclass(frozen=True)
-class Method:
-    """`decided(knob)` are the factorised layers; a larger knob, a logarithm, damages more. `aware` fits to data."""
-
-    name: str
-    decided: Callable[[float], Decisions]
-    first: float
-    step: float
-    last: float
-    aware: bool = True
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A method's network that loses no more than was wanted."""
-
-    method: str
-    decisions: Decisions
-    aware: bool
-    drop: float
 
 
 @dataclass(frozen=True)
@@ -75,25 +50,6 @@ class Built:
 
     proto: onnx.ModelProto
     macs: float
-
-
-def next_knob(known: Mapping[float, float], wanted: float, first: float, step: float, last: float) -> float:
-    """Where to look next for a drop just below `wanted`: outwards until it is enclosed, then between, by the power law
-    through both ends.
-    """
-    above = [knob for knob, drop in known.items() if drop > wanted]
-    if not known:
-        return first
-    if not above:
-        return min(max(known) + step, last)
-    high = min(above)
-    below = [knob for knob, drop in known.items() if drop <= wanted and knob < high]
-    if not below:
-        return high - step
-    low = max(below)
-    logs = [math.log(max(drop, NEAR / 2)) for drop in (known[low], wanted - NEAR / 2, known[high])]
-    share = (logs[1] - logs[0]) / (logs[2] - logs[0])
-    return low + (high - low) * min(max(share, _INSIDE), 1 - _INSIDE)
 
 
 @dataclass
@@ -126,30 +82,26 @@ class Rivals:
         """The same as `placed`, found once: its layers are the row's note."""
 
         def found() -> Found:
-            one = self.placed(method, wanted)
-            return Found({"drop": one.drop, "macs": self._built_as(one).macs}, json.dumps(_ways(one.decisions)))
+            knob, one = self.placed(method, wanted)
+            figures = {"drop": one.drop, "macs": self._built_as(one).macs, "knob": knob}
+            return Found(figures, json.dumps(_ways(one.decisions)))
 
-        row = self.answers.once("placed", self.subject.name, [*self.details, method.name, wanted], found)
-        decisions = {name: _decision(form, ranks) for name, (form, ranks) in json.loads(row.note).items()}
-        return Placed(method.name, decisions, method.aware, row.figures["drop"])
+        row = self.answers.once("placed", self.subject.name, self._key(method, wanted), found)
+        return _placed_in(row, method)
 
-    def placed(self, method: Method, wanted: float) -> Placed:
-        """The network of a method that loses most, but not more than `wanted`."""
+    def _key(self, method: Method, wanted: float) -> list[object]:
+        return [*self.details, method.name, wanted]
+
+    def placed(self, method: Method, wanted: float) -> tuple[float, Placed]:
+        """The network of a method that loses most, but not more than `wanted`, and its knob; looking begins where the
+        method was placed for less.
+        """
         tried: dict[float, Placed] = {}
-        for trial in range(TRIALS):
-            self.subject.report(f"{method.name} at {wanted:.0%}", trial, TRIALS)
-            known = {knob: one.drop for knob, one in tried.items()}
-            if any(wanted - NEAR <= drop <= wanted for drop in known.values()):
-                break
-            knob = next_knob(known, wanted, method.first, method.step, method.last)
-            if any(abs(knob - other) < _CLOSE for other in tried):
-                break
-            decisions = method.decided(knob)
-            tried[knob] = Placed(method.name, decisions, method.aware, self.drop(decisions, method.aware))
-        fitting = [knob for knob, one in tried.items() if one.drop <= wanted]
-        if not fitting:
-            return Placed(method.name, {}, method.aware, 0.0)
-        return tried[max(fitting, key=lambda knob: (tried[knob].drop, knob))]
+        for less in (drop for drop in DROPS if drop < wanted):
+            row = self.answers.known("placed", self.subject.name, self._key(method, less))
+            if row is not None and "knob" in row.figures:
+                tried[row.figures["knob"]] = _placed_in(row, method)
+        return placed(method, wanted, tried, self.drop, self.subject.report)
 
     # --- methods --------------------------------------------------------------------------------------------
 
@@ -274,6 +226,11 @@ def _energy_name(form: str, aware: bool) -> str:
 
 def _decisions(candidates: Mapping[str, Candidate | None]) -> Decisions:
     return {name: _decision(one.form, one.ranks) for name, one in candidates.items() if one is not None}
+
+
+def _placed_in(row: ChoosingRow, method: Method) -> Placed:
+    decisions = {name: _decision(form, ranks) for name, (form, ranks) in json.loads(row.note).items()}
+    return Placed(method.name, decisions, method.aware, row.figures["drop"])
 
 
 def _decision(form: str, ranks: Sequence[int]) -> LayerDecision:

@@ -14,7 +14,8 @@ import pytest
 
 from rankfold.benchmarks import choosing, questions, shapes, subject
 from rankfold.benchmarks.answers import Answers, Found, markdown
-from rankfold.benchmarks.rivals import TRIALS, Method, Placed, Rivals, next_knob
+from rankfold.benchmarks.placing import TRIALS, Method, Placed, next_knob
+from rankfold.benchmarks.rivals import Rivals
 from rankfold.benchmarks.subject import Catalogue, Subject, weights_by_name
 from rankfold.devices import probe
 from rankfold.errors import InputError
@@ -246,6 +247,7 @@ def test_a_drop_is_reached_from_below_in_few_trials(wanted: float):
         known[knob] = round(0.02 * math.exp(0.8 * knob), 4)
         assert len(known) <= TRIALS
     assert next_knob({5.0: 0.0}, wanted, 0.0, 1.0, 5.0) == 5.0
+    assert next_knob({1.0: 0.0, 2.0: 0.2, 3.0: 0.008}, 0.01, 0.0, 1.0, 5.0) == 4.0, "beyond the last that fits"
 
 
 def test_the_network_that_loses_most_within_the_drop_is_kept(small: Subject, monkeypatch):
@@ -263,11 +265,23 @@ def test_the_network_that_loses_most_within_the_drop_is_kept(small: Subject, mon
         return {f"layer{index}": layer for index in range(max(int(knob), 0))}
 
     rivals = Rivals(small, Answers(small.folder / "rows.jsonl", "here", 1, 0), [])
-    found = rivals.placed(Method("ours", decided, 0.0, 2.0, 20.0), 0.01)
+    _, found = rivals.placed(Method("ours", decided, 0.0, 2.0, 20.0), 0.01)
     assert (len(found.decisions), found.drop) == (2, 0.008)
     assert len(judged) <= TRIALS
-    none = rivals.placed(Method("ours", lambda knob: decided(9), 0.0, 2.0, 20.0), 0.01)
+    _, none = rivals.placed(Method("ours", lambda knob: decided(9), 0.0, 2.0, 20.0), 0.01)
     assert none == Placed("ours", {}, True, 0.0)
+
+
+def test_what_fits_a_smaller_drop_is_known_for_a_larger_one(small: Subject, monkeypatch):
+    """A method that never comes near three points again falls back on the network that loses one."""
+    monkeypatch.setattr(Rivals, "drop", lambda self, decisions, aware: 0.0095 if len(decisions) == 1 else 0.5)
+    monkeypatch.setattr(Rivals, "__post_init__", lambda self: None)
+    layer = LayerDecision(form="spatial", ranks=[4], reason="")
+    sizes = iter([1, *[2] * TRIALS])
+    method = Method("ours", lambda knob: dict.fromkeys(["conv0", "conv1"][: next(sizes)], layer), 0.0, 2.0, 20.0)
+    rivals = Rivals(small, Answers(small.folder / "rows.jsonl", "here", 1, 0), [])
+    one, three = (rivals.known_or_placed(method, wanted) for wanted in (0.01, 0.03))
+    assert one == three == Placed("ours", {"conv0": layer}, True, 0.0095)
 
 
 def test_macs_and_energy_choose_without_the_device(small: Subject, monkeypatch):
