@@ -5,7 +5,6 @@ Each function takes a subject and returns figures; whatever is timed is timed an
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..devices import card
 from ..errors import CheckFailed
+from ..export import verify
 from ..export.budget import Budget
 from ..export.candidates import DENSE, Way
 from ..export.compress import AUTO_FORMS, Job, Wish
@@ -24,7 +24,7 @@ from ..export.solve import Option
 from ..export.timing import times_of_file
 from ..records import Compressed, LayerDecision, LayerTime, Plan
 from ..runtime.inputs import Given
-from ..runtime.latency import Timed, key_of, stopwatch
+from ..runtime.latency import key_of, stopwatch
 from ..runtime.measure import measure
 from .answers import Found
 from .subject import SHARE, Subject
@@ -32,7 +32,6 @@ from .subject import SHARE, Subject
 NEIGHBOURS, AT_ONCE = 200, 20  # plans timed roughly, and how many of them side by side
 BEST, PAIRS = 5, 16  # of those measured again, in so many launch pairs
 SHARES, DRAWN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4), 4  # plans whose time is foretold: for these budgets, and by chance
-_SURE = 1.6449  # standard normal quantile at 0.95
 
 
 def budget(subject: Subject) -> Found:
@@ -185,24 +184,14 @@ def in_place(subject: Subject) -> Found:
     costs, with a chance of 5 %.
     """
     share, draft = subject.planned
-    found = subject.search.against_dense(draft)
-    figures = {"budget": share, "layers": float(len(found))}
-    if not found:
+    held = verify.in_place(subject.search, draft, subject.report)
+    figures = {"budget": share, "layers": float(len(held.put_back))}
+    if not held.put_back:
         return Found(figures, "everything stays dense")
-    bounds = {name: _costs_at_most(one) for name, one in found.items()}
-    worst = max(bounds, key=lambda name: bounds[name])
-    figures |= {"largest": bounds[worst], "there": 1 - found[worst].ratio, "saved": _saved(found)}
+    worst = max(held.put_back, key=held.costs_at_most)
+    saved = float(np.median([one.ratio for one in held.put_back.values()])) - 1
+    figures |= {"largest": held.costs_at_most(worst), "there": 1 - held.put_back[worst].ratio, "saved": saved}
     return Found(figures, f"{worst}: {_written(draft.ways[worst])}")
-
-
-def _costs_at_most(put_back: Timed) -> float:
-    """1 − time without it / time with it, at the upper end."""
-    return 1 - put_back.ratio * math.exp(-_SURE * put_back.error)
-
-
-def _saved(found: Mapping[str, Timed]) -> float:
-    """What the layer in the middle saves."""
-    return float(np.median([one.ratio for one in found.values()])) - 1
 
 
 def predicted(subject: Subject) -> Found:

@@ -29,8 +29,9 @@ from ..export.layers import layers_of
 from ..export.network import Network
 from ..export.passes.rewrites import rewritten
 from ..export.reporting import silent
-from ..export.search import Draft, significantly_faster
+from ..export.search import Draft
 from ..export.solve import Option, Problem
+from ..export.verify import in_place
 from ..records import ChoosingRow, LayerDecision, Plan
 from ..runtime.latency import key_of
 from .answers import Answers, Found
@@ -197,9 +198,8 @@ class Rivals:
 
     def _held_against_dense(self, ours: Placed) -> Placed:
         """Without layers that are slower in place, as every plan of ours."""
-        search = self.subject.search
         draft = Draft({}, {name: Way(layer.form, tuple(layer.ranks)) for name, layer in ours.decisions.items()})
-        slower = significantly_faster(search.against_dense(draft))
+        slower = in_place(self.subject.search, draft, self.subject.report).slower()
         decisions = {name: layer for name, layer in ours.decisions.items() if name not in slower}
         return Placed(ours.method, decisions, ours.aware, self.drop(decisions, ours.aware)) if slower else ours
 

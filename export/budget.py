@@ -18,7 +18,8 @@ from ..records import Comparison, Drop, PlanTiming
 from ..runtime.latency import Timed
 from .damage import Candidate
 from .reporting import Report, silent
-from .search import Draft, Search, significantly_faster
+from .search import Draft, Search
+from .verify import in_place
 
 Goal = Literal["latency", "size", "peak-memory"]
 _RESOURCE: Mapping[Goal, str] = {"latency": "time", "size": "bytes", "peak-memory": "memory"}
@@ -126,11 +127,10 @@ class _Chooser:
             draft, found = self._within_time(self._budget.damage)
         returned: dict[str, str] = {}
         if self._budget.objective == "latency":
-            slower = search.against_dense(draft)
-            for name in significantly_faster(slower):
-                returned[name] = (
-                    f"slower in place than dense: without it the network takes {slower[name].ratio:.3f} of the time"
-                )
+            held = in_place(search, draft, self._report)
+            for name in held.slower():
+                without = held.put_back[name].ratio
+                returned[name] = f"slower in place than dense: without it the network takes {without:.3f} of the time"
                 draft = draft.without(name)
         if returned:
             (found,) = search.timed(draft)

@@ -6,12 +6,10 @@ layers; what their sum says of a network is fitted to whole networks that were t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
-from scipy.special import ndtr
 
 from ..runtime.latency import Stopwatch, Timed, key_of
 from .candidates import DENSE, Way
@@ -26,7 +24,6 @@ from .timing import Forecast, LayerTimes, sketch, useful_rewrites
 from .widths import Widths
 
 _MOST_WITH_WIDTHS = 12  # candidates of a layer that are tried at every width
-_ALPHA = 0.05  # of taking a layer back that pays, all of them together (Holm 1979)
 _NODE_BYTES = 300  # of a file, for one more node: names, attributes, the shapes of its factors
 
 
@@ -183,19 +180,6 @@ class Search:
             self._narrow[key] = copy
         return sketch(self._narrow[key], draft.ways, self.rewrites)
 
-    def against_dense(self, draft: Draft) -> dict[str, Timed]:
-        """Each factorised layer put back dense in the draft's network: time of that / time of the draft's, on fresh
-        samples.
-        """
-        factored = [name for name, way in draft.ways.items() if not way.is_dense]
-        if not factored:
-            return {}
-        put_back = {name: self.sketch(draft.without(name)) for name in factored}
-        self._report("holding each layer against itself dense", 0, 1)
-        timed = self.watch.timed(self.sketch(draft), list(put_back.values()), whole=True)
-        self._report("holding each layer against itself dense", 1, 1)
-        return {name: timed[key_of(content)] for name, content in put_back.items()}
-
     def slowest(self, draft: Draft, count: int) -> list[str]:
         """The layers that take most of a draft's time, each with its ratio to dense."""
         ways = draft.ways
@@ -206,17 +190,6 @@ class Search:
 def drafted(choice: Choice[Way]) -> Draft:
     """Without the layers that stay as they are."""
     return Draft(choice.widths, {name: one.what for name, one in choice.options.items() if one.what != DENSE})
-
-
-def significantly_faster(found: Mapping[str, Timed]) -> list[str]:
-    """Whose ratio lies below 1, by one-sided tests of which none may err (Holm, Scand. J. Statist. 6, 1979)."""
-    chance = {name: float(ndtr(math.log(one.ratio) / max(one.error, 1e-12))) for name, one in found.items()}
-    rejected = []
-    for index, name in enumerate(sorted(chance, key=lambda name: chance[name])):
-        if chance[name] > _ALPHA / (len(chance) - index):
-            break
-        rejected.append(name)
-    return rejected
 
 
 def _macs(layer: Layer, way: Way) -> int:

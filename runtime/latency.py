@@ -56,6 +56,15 @@ class Timed:
     rounds: int
 
 
+def pooled(one: Timed, other: Timed) -> Timed:
+    """Two contests of the same models as one, each counting as many rounds as it had."""
+    rounds = one.rounds + other.rounds
+    parts = [(timed.rounds / rounds, timed) for timed in (one, other)]
+    log = sum(share * math.log(timed.ratio) for share, timed in parts)
+    error = math.sqrt(sum((share * timed.error) ** 2 for share, timed in parts if share))
+    return Timed(math.exp(log), error, sum(share * timed.reference_s for share, timed in parts), rounds)
+
+
 @dataclass(frozen=True)
 class Contest:
     """Serialised models to be timed against `reference`, which is one of them."""
