@@ -21,6 +21,7 @@ from ..files import sha256_of
 from ..records import DistillSpec, ModelSpec, Plan, Recipe, TrainRecord, first_problem
 from ..runtime.costs import load as load_onnx
 from . import checkpoint
+from .batchnorm import settle
 from .compact import compact, reshaped
 from .data import Dataset
 from .models import build
@@ -28,6 +29,7 @@ from .trainer import CHECKPOINT, RECORD, Start
 
 _PLAN = ".plan.json"
 _EXAMPLES = 8  # images on which the module is held against the file
+_SETTLED, _BATCH = 1024, 128  # images, or a few more, over which BatchNorm's statistics are taken anew; at once
 
 
 def planned(recipe: Recipe) -> Recipe:
@@ -54,6 +56,8 @@ def start_of(recipe: Recipe, data: Dataset, plan_file: Path, dense_run: Path | N
         student = compact(dense, small, plan, example)
     except InputError as error:
         raise InputError(f"{small_file}: {error}") from error
+    some = data.train.images[:: max(1, len(data.train.images) // _SETTLED)]
+    settle(student, torch.from_numpy(data.inputs(some)).split(_BATCH))
     return Start(student, dense.eval().requires_grad_(False), plan, sha256_of(small_file), _sha256(dense.state_dict()))
 
 

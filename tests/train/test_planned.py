@@ -97,6 +97,14 @@ def test_it_begins_as_the_small_file_and_learns_from_the_dense_one(dense, glyphs
     assert record.parameters < sum(parameter.numel() for parameter in start.teacher.parameters())
 
 
+def test_in_training_mode_it_computes_what_it_does_in_evaluation(dense, glyphs):
+    """Else the first batch would be normalised into another network than the file's."""
+    student, images = started(dense, glyphs).student, torch.from_numpy(glyphs.inputs(glyphs.train.images))
+    with torch.no_grad():
+        wanted, found = student.eval()(images), student.train()(images)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_distillation_leads_to_the_dense_network_and_without_it_labels_alone_decide(dense, glyphs, tmp_path):
     starts = {name: started(dense, glyphs) for name in ("plain", "other", "distilled")}
     with torch.no_grad():
