@@ -189,8 +189,8 @@ def in_place(subject: Subject) -> Found:
     if not held.put_back:
         return Found(figures, "everything stays dense")
     worst = max(held.put_back, key=held.costs_at_most)
-    saved = float(np.median([one.ratio for one in held.put_back.values()])) - 1
-    figures |= {"largest": held.costs_at_most(worst), "there": 1 - held.put_back[worst].ratio, "saved": saved}
+    saved = float(np.median([held.ratio(name) for name in held.put_back])) - 1
+    figures |= {"largest": held.costs_at_most(worst), "there": 1 - held.ratio(worst), "saved": saved}
     return Found(figures, f"{worst}: {_written(draft.ways[worst])}")
 
 

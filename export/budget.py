@@ -129,7 +129,7 @@ class _Chooser:
         if self._budget.objective == "latency":
             held = in_place(search, draft, self._report)
             for name in held.slower():
-                without = held.put_back[name].ratio
+                without = held.ratio(name)
                 returned[name] = f"slower in place than dense: without it the network takes {without:.3f} of the time"
                 draft = draft.without(name)
         if returned:

@@ -46,23 +46,15 @@ CREATE TABLE IF NOT EXISTS timed (
 
 @dataclass(frozen=True)
 class Timed:
-    """Time of a model / time of its reference, the standard error of the ratio's logarithm, and the reference's seconds
-    in that contest.
+    """Time of a model / time of its reference, the standard error of the ratio's logarithm within launches, and the
+    reference's seconds in that contest; each launch's ratio too, where the contest was held just now.
     """
 
     ratio: float
     error: float
     reference_s: float
     rounds: int
-
-
-def pooled(one: Timed, other: Timed) -> Timed:
-    """Two contests of the same models as one, each counting as many rounds as it had."""
-    rounds = one.rounds + other.rounds
-    parts = [(timed.rounds / rounds, timed) for timed in (one, other)]
-    log = sum(share * math.log(timed.ratio) for share, timed in parts)
-    error = math.sqrt(sum((share * timed.error) ** 2 for share, timed in parts if share))
-    return Timed(math.exp(log), error, sum(share * timed.reference_s for share, timed in parts), rounds)
+    launches: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,19 +161,21 @@ class Stopwatch:
         found = {key_of(model): model for model in one.models if model != one.reference and key_of(model) not in known}
         return list(found.values())
 
-    def timed(self, reference: bytes, models: Sequence[bytes], *, whole: bool = False) -> dict[str, Timed]:
+    def timed(
+        self, reference: bytes, models: Sequence[bytes], *, whole: bool = False, launches: int = LAUNCHES
+    ) -> dict[str, Timed]:
         """Hold one contest, now, whatever the table says; ratios by the models' keys.
 
         `whole` networks get the inputs, or their shapes, that the options name; parts of one have their own.
         """
-        with self._launched() as processes:
+        with self._launched(launches) as processes:
             return self._held(processes, reference, models, whole=whole)
 
     @contextmanager
-    def _launched(self) -> Iterator[list[BoardProcess]]:
+    def _launched(self, count: int = LAUNCHES) -> Iterator[list[BoardProcess]]:
         """Fresh processes, each to hold every contest once: whole launches differ."""
         with ExitStack() as stack:
-            yield [stack.enter_context(self.transport.launch()) for _ in range(LAUNCHES)]
+            yield [stack.enter_context(self.transport.launch()) for _ in range(count)]
 
     def _held(
         self, processes: Sequence[BoardProcess], reference: bytes, models: Sequence[bytes], *, whole: bool
@@ -221,7 +215,8 @@ def _timed(launches: Sequence[tuple[np.ndarray, np.ndarray]], reference_s: float
         if len(part[0])
     ]
     error = float(np.std(parts, ddof=1)) / math.sqrt(len(parts)) if len(parts) > 1 else math.inf
-    return Timed(math.exp(fmean(logs)), error, reference_s, sum(len(mine) for mine, _ in launches))
+    rounds = sum(len(mine) for mine, _ in launches)
+    return Timed(math.exp(fmean(logs)), error, reference_s, rounds, tuple(map(math.exp, logs)))
 
 
 def _log_ratio(mine: np.ndarray, theirs: np.ndarray) -> float:
