@@ -58,6 +58,8 @@ def progress(new_bar: Callable[[str], Bar]) -> Callable[[str, int, int], None]:
     def report(what: str, done: int, total: int) -> None:
         if what not in shown:
             shown[what] = new_bar(what), time.monotonic()
+        if not done:  # begun again, it may be
+            shown[what] = shown[what][0], time.monotonic()
         bar, began = shown[what]
         left = (time.monotonic() - began) / done * (total - done) if done else None
         bar.show(done, total, left, "")

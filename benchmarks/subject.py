@@ -15,7 +15,6 @@ import onnx_ir as ir
 from ..errors import CheckFailed, InputError
 from ..export.budget import Budget, choose
 from ..export.calibration import Samples
-from ..export.candidates import Way
 from ..export.compress import AUTO_FORMS
 from ..export.damage import Candidate
 from ..export.fold import opened
@@ -115,12 +114,7 @@ class Subject:
                 f"expected at most {WIDER:g} of the time, found {found:.3f} at the fastest; nothing to do"
             )
         found = choose(self.search, Budget(share=share), "host", self.report)
-        return share, draft_of(found.candidates)
-
-
-def draft_of(candidates: Mapping[str, Candidate | None]) -> Draft:
-    """A plan's candidates as a draft at full width."""
-    return Draft({}, {name: Way(one.form, one.ranks) for name, one in candidates.items() if one is not None})
+        return share, Draft.of(found.candidates)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,11 @@ def choose(
     return _Chooser(search, budget, report, drop_of).chosen(device)
 
 
-def judged(timing: PlanTiming, found: Comparison) -> PlanTiming:
-    """With the launch pairs of the two files, and a verdict. Raises CheckFailed where they are over the budget."""
+def judged(timing: PlanTiming, found: Comparison, budget: Budget, run_s: float) -> PlanTiming:
+    """With the launch pairs of the two files, in which a run of the small one takes `run_s`, and a verdict.
+
+    Raises CheckFailed where that is over the budget.
+    """
     share, low, high = 1 / found.ratio, 1 / found.high, 1 / found.low
     said = (
         f"{found.ratio:.2f}× as fast ({found.low:.2f} to {found.high:.2f}) on {timing.device} with {timing.threads} "
@@ -101,6 +104,13 @@ def judged(timing: PlanTiming, found: Comparison) -> PlanTiming:
             f"expected at most {timing.budget:.3f} of the original's time, found {share:.3f} [{low:.3f}, {high:.3f}] "
             "in launch pairs; ask for a little less, or measure on a quieter machine"
         )
+    if budget.seconds is not None and run_s > _OVER * budget.seconds:
+        raise CheckFailed(
+            f"expected a run of at most {1e3 * budget.seconds:.3g} ms, found {1e3 * run_s:.3g} ms in launch pairs, "
+            f"{share:.3f} of the original's; ask for a little less, or measure on a quieter machine"
+        )
+    if timing.budget is not None and low > timing.budget:
+        said += f"; {share / timing.budget - 1:.1%} more time than was wished for"
     if high >= 1:
         said = f"no gain on this device: {said}"
     return timing.model_copy(update={"measured": share, "low": low, "high": high, "verdict": said})
@@ -134,6 +144,7 @@ class _Chooser:
                 draft = draft.without(name)
         if returned:
             (found,) = search.timed(draft)
+            drop = drop and self._judged(draft)
         timing = PlanTiming(
             device=device,
             threads=search.watch.options.threads,

@@ -21,6 +21,7 @@ from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerD
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
 from ..runtime.measure import measure
+from ..runtime.stats import samples_of, undisturbed
 from .budget import Budget, Chosen, choose, judged
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
@@ -79,6 +80,8 @@ class Wish:
             )
         if self.budget_bytes is not None and self.budget_bytes < 1:
             raise InputError(f"--budget-bytes: expected at least 1, found {self.budget_bytes}")
+        if self.prune is not None and self.widths:
+            raise InputError("--widths chooses how wide the network is; give it without --prune")
         if self.prune is not None and self.prune >= 1:
             raise InputError(f"--prune: expected a share below 1, found {self.prune}")
         for name, share in (("--energy", self.energy), ("--macs", self.macs), ("--prune", self.prune)):
@@ -342,7 +345,8 @@ class Job:
             lambda now: self.report("measuring", now.done, now.total),
         )
         small.unlink()
-        return judged(timing, bench.comparisons[0])
+        assert self.wish.time is not None, "asked for"
+        return judged(timing, bench.comparisons[0], self.wish.time, undisturbed(samples_of(bench.pairs, "small")))
 
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:

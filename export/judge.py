@@ -47,13 +47,13 @@ class Judge:
         assert samples is not None, "checked before"
         small = self._built(candidates, widths, every(samples, 2, first))
         judged_on = every(samples, 2, 1 - first)
-        return damage_of(self.network.original, ir.to_proto(small), judged_on, judged_on.count)
+        return damage_of(self.network.reference, ir.to_proto(small), judged_on, judged_on.count)
 
     def _built(
         self, candidates: Mapping[str, Candidate | None], widths: Mapping[str, int], samples: Samples
     ) -> ir.Model:
         model = ir.from_proto(self.network.original)
-        truth, kept = None, {}
+        truth, kept = self.network.truth, self.network.kept
         if self.widths is not None and self.widths.dead(widths):
             truth, kept = self.network.original, kept_by_layer(self.widths.apply(model, widths, self.tile, samples))
         layers = {

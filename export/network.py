@@ -41,6 +41,11 @@ class Network:
             raise InputError("the model is larger than 2 GB; compress takes models that fit one ONNX file")
         self.original = ir.to_proto(self.model)
 
+    @property
+    def reference(self) -> onnx.ModelProto:
+        """What factors are fitted to and harm is judged against: the network before any channel was pruned."""
+        return self.truth or self.original
+
     def scored(
         self, forms: Sequence[str], tile: int, objective: Objective = "macs", keep: Sequence[str] = ()
     ) -> dict[str, Scored]:
@@ -63,7 +68,7 @@ class Network:
             raise InputError(f"the plan names layer '{unknown[0]}', which the model does not have; plan it again")
         walks = None
         if self.samples is not None:
-            walks = Walk(self.original, self.samples), Walk(self.truth or self.original, self.samples)
+            walks = Walk(self.original, self.samples), Walk(self.reference, self.samples)
         wanted = [name for name in layers if name in plan.layers and plan.layers[name].form != "dense"]
         decided = dict(plan.layers)
         for number, name in enumerate(wanted):

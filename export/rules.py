@@ -15,14 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..records import Damage, RuleCurve, RulePoint
-from .candidates import Way
 from .choose import plan_by_energy
 from .damage import Candidate, Scored
 from .decompose import singular_values
 from .forms import resolve
 from .layers import layers_of
 from .reporting import Report, silent
-from .search import Draft, Search
+from .search import Draft, Search, drafted
 
 POINTS = 6  # of a curve, beside the dense network
 _ENERGIES = (0.98, 0.95, 0.9, 0.8, 0.65, 0.5)
@@ -34,15 +33,11 @@ Judged = Callable[[Mapping[str, Candidate | None], Mapping[str, int]], Damage]
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A network on a curve."""
+    """A network on a curve, and its damage as it is predicted."""
 
     candidates: Mapping[str, Candidate | None]
     draft: Draft
-
-    @property
-    def damage(self) -> float:
-        """As it is predicted: the sum over layers."""
-        return sum(one.damage for one in self.candidates.values() if one is not None)
+    damage: float
 
 
 def curves(
@@ -54,7 +49,7 @@ def curves(
     report: Report = silent,
 ) -> list[RuleCurve]:
     """One curve a rule, fastest last; all begin at the dense network, rewritten exactly."""
-    drawn = {"latency": _by("time", search), "macs": _by("macs", search)}
+    drawn = {"latency": _by_time(search), "macs": _by_macs(search)}
     drawn |= {f"energy, {form}": _by_energy(model, form, scored, tile) for form in _FORMS}
     every = [one for listed in drawn.values() for one in listed]
     times = search.timed(Draft(), *(one.draft for one in every))
@@ -82,15 +77,23 @@ def _point(one: _Drawn, time: float, judged: Judged | None) -> RulePoint:
     return RulePoint(time=time, layers=layers, damage=found.error, drop=drop)
 
 
-def _by(resource: str, search: Search) -> list[_Drawn]:
-    """Least damage within evenly spread limits of a resource, down to the least that any choice takes."""
+def _by_time(search: Search) -> list[_Drawn]:
+    """Least damage in so much time, at evenly spread times down to the fastest network."""
+    fastest = search.predicted(search.least("time"))
+    times = np.linspace(search.dense.ratio, fastest, POINTS + 1)[1:]
+    return [_drawn(search, search.least_damage(float(time))) for time in times]
+
+
+def _by_macs(search: Search) -> list[_Drawn]:
+    """Least damage with so many MACs, the same candidates to choose from; nothing is timed for it."""
     problem = search.problem()
-    most, least = (problem.solve(what, {}).totals[resource] for what in ("damage", resource))
-    listed = []
-    for limit in np.linspace(most, least, POINTS + 1)[1:]:
-        draft = search.least("damage", {resource: max(float(limit), least * (1 + 1e-6))})
-        listed.append(_Drawn(search.candidates_of(draft), draft))
-    return listed
+    most, least = (problem.solve(what, {}).totals["macs"] for what in ("damage", "macs"))
+    limits = [max(float(limit), least * (1 + 1e-6)) for limit in np.linspace(most, least, POINTS + 1)[1:]]
+    return [_drawn(search, drafted(problem.solve("damage", {"macs": limit}))) for limit in limits]
+
+
+def _drawn(search: Search, draft: Draft) -> _Drawn:
+    return _Drawn(search.candidates_of(draft), draft, search.damage(draft))
 
 
 def _by_energy(model: ir.Model, form: str, scored: Mapping[str, Scored], tile: int) -> list[_Drawn]:
@@ -108,4 +111,4 @@ def drawn_by_energy(model: ir.Model, form: str, energy: float, scored: Mapping[s
         loss = float(powers[decision.ranks[0] :].sum() / powers.sum())
         damage = scored[name].scale(loss)
         chosen[name] = Candidate(decision.form, tuple(decision.ranks), decision.macs, 0, loss, damage)
-    return _Drawn(chosen, Draft({}, {name: Way(one.form, one.ranks) for name, one in chosen.items() if one}))
+    return _Drawn(chosen, Draft.of(chosen), sum(one.damage for one in chosen.values() if one is not None))

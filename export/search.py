@@ -34,6 +34,11 @@ class Draft:
     widths: Mapping[str, int] = field(default_factory=dict)
     ways: Mapping[str, Way] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, candidates: Mapping[str, Candidate | None]) -> Draft:
+        """Of these, at full width."""
+        return cls({}, {name: Way(one.form, one.ranks) for name, one in candidates.items() if one is not None})
+
     def without(self, name: str) -> Draft:
         """The same with one layer dense."""
         way = replace(self.ways[name], form="dense", ranks=())
@@ -67,7 +72,8 @@ class Search:
         report("timing whole networks", 0, 3)
         self.rewrites = useful_rewrites(model, watch)
         report("timing whole networks", 1, 3)
-        whole = {name: self._times.fastest(name) for name in self._options}
+        fastest = {name: self._times.fastest(name) for name in self._options}
+        whole = {name: way for name, way in fastest.items() if way != DENSE}
         self.dense, in_factors = self.timed(Draft(), Draft({}, whole))
         self._forecast = Forecast.fitted(self._times, in_factors.ratio / self.dense.ratio, whole)
         report("timing whole networks", 2, 3)
@@ -90,7 +96,7 @@ class Search:
             unknown = {name: [way] for name, way in ways.items() if not self._times.is_timed(name, way)}
             if not unknown:
                 return drafted(choice)
-            self._times.measure(unknown)
+            self._times.measure(unknown, self._report)
 
     def least_damage(self, time: float) -> Draft:
         """The draft with the least damage that should take at most this share of the time, or as little as any can."""
@@ -129,6 +135,12 @@ class Search:
             way = draft.ways.get(name, DENSE)
             chosen[name] = next((one for one in candidates if (one.form, one.ranks) == (way.form, way.ranks)), None)
         return chosen
+
+    def damage(self, draft: Draft) -> float:
+        """As it is predicted: the sum over layers and over the channels that go."""
+        factors = sum(one.damage for one in self.candidates_of(draft).values() if one is not None)
+        widths = {} if self._widths is None else self._widths.damage
+        return factors + sum(widths[name][width] for name, width in draft.widths.items() if name in widths)
 
     def _all_options(self) -> dict[str, list[Option[Way]]]:
         """Every way of every layer at every width, with its damage."""

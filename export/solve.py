@@ -59,10 +59,6 @@ class Problem(Generic[What]):
     base: Mapping[str, float] = field(default_factory=dict)
     floor: Mapping[str, float] = field(default_factory=dict)
 
-    def least(self, resource: str, seconds: float = _SECONDS) -> Choice[What]:
-        """The choice with the least of one resource, nothing else considered."""
-        return self.solve(resource, {}, seconds)
-
     def solve(self, minimise: str, limits: Mapping[str, float], seconds: float = _SECONDS) -> Choice[What]:
         """The choice with the least of `minimise` among those within `limits`, each an upper end of a sum.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from rankfold.devices import probe
 from rankfold.errors import CheckFailed, InputError
-from rankfold.export.budget import Budget, Chosen, choose
+from rankfold.export.budget import Budget, Chosen, choose, judged
 from rankfold.export.candidates import DENSE, Way, frames_of, model_of, place_of
 from rankfold.export.compress import AUTO_FORMS
 from rankfold.export.damage import Candidate, scored
@@ -25,7 +26,7 @@ from rankfold.export.passes.fold_batchnorm import fold_batchnorm
 from rankfold.export.search import Search
 from rankfold.export.timing import LayerTimes, sketch
 from rankfold.export.widths import Widths
-from rankfold.records import Drop
+from rankfold.records import Comparison, Drop, PlanTiming
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options
 
@@ -276,3 +277,23 @@ def test_a_sketch_has_the_shapes_of_the_plan_and_other_numbers(model):
     assert shapes["b_v"] == (8, 32, 3, 1)
     assert shapes["b_u"] == (32, 8, 1, 3)
     assert [layer.name for layer in layers_of(model)] == ["a", "b", "c", "fc"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "run_s", "budget", "says"),
+    [
+        (1.8, 1e-3, Budget(share=0.6), r"^1\.80× as fast \(1\.79 to 1\.81\) on board with 1 thread, predicted 1\.70×$"),
+        (1.62, 1e-3, Budget(share=0.6), "; 2.9% more time than was wished for"),
+        (1.5, 1e-3, Budget(share=0.6), "expected at most 0.600 of the original's time, found 0.667"),
+        (1.8, 3.4e-3, Budget(seconds=3e-3), "expected a run of at most 3 ms, found 3.4 ms in launch pairs"),
+        (0.9, 1e-3, Budget(damage=0.1), "no gain on this device: 0.90× as fast"),
+    ],
+)
+def test_what_launch_pairs_say_is_held_against_the_wish(ratio, run_s, budget, says):
+    timing = PlanTiming(device="board", threads=1, budget=budget.share, fastest=0.4, predicted=1 / 1.7, screened=0.6)
+    found = Comparison(baseline="original", variant="small", ratio=ratio, low=ratio - 0.01, high=ratio + 0.01, pairs=8)
+    try:
+        verdict = judged(timing, found, budget, run_s).verdict
+    except CheckFailed as error:
+        verdict = str(error)
+    assert re.search(says, verdict)

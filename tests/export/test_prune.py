@@ -10,11 +10,15 @@ import pytest
 from rankfold.errors import CheckFailed
 from rankfold.export.calibration import Samples
 from rankfold.export.fold import tidy
+from rankfold.export.judge import Judge
 from rankfold.export.layers import layers_of
+from rankfold.export.network import Network
 from rankfold.export.parity import run
 from rankfold.export.passes.fold_batchnorm import fold_batchnorm
 from rankfold.export.passes.fold_channels import fold_channels
 from rankfold.export.prune import block_losses, prune
+from rankfold.export.reporting import silent
+from rankfold.export.widths import kept_by_layer
 
 from .nets import Net
 from .own_moments import own_moments
@@ -86,6 +90,19 @@ def test_so_many_macs_go_and_the_streams_stay_together(tile, data):
 def test_data_and_refitting_lose_less():
     errors = {data: _pruned(0.4, _samples() if data else None)[1] for data in (False, True)}
     assert errors[True] < 0.5 * errors[False]
+
+
+def test_a_metric_counts_what_pruning_lost():
+    """Judged against the network before any channel went, not against what pruning left."""
+    model, samples = _opened(_residual()), _samples()
+    fold_channels(model, 1)
+    before = ir.to_proto(model)
+    prune(model, 0.5, tile=1, samples=samples)
+    kept = kept_by_layer(fold_channels(model, 1))
+    lost = Judge(Network(model, samples, silent, before, kept), None, 1)({}, {})
+    assert lost.metric == "agreement"
+    assert lost.value > 0
+    assert Judge(Network(model, samples, silent), None, 1)({}, {}).value == 0
 
 
 def test_what_cannot_go_is_refused():
