@@ -21,6 +21,9 @@ _BLOCK_MIN_RUNS, _BLOCK_MAX_RUNS = 3, 1000
 _PAIR_S, _PAIR_WITH_POOL_S = 2.0, 1.0
 _SPIN_S = 0.06
 _COUPLES_MIN, _COUPLES_MAX = 2, 60
+# A slow model's pair takes longer, for so many couples and runs of each: of 8 pairs of a 55 ms network with its copy,
+# on a machine of two speeds, 2 couples of 10 runs came to 1.10 (0.84 to 1.43), 4 to 0.998 (0.993 to 1.002).
+_COUPLES_SLOW, _RUNS_SLOW, _PAIR_SLOW_S = 6, 40, 20.0
 MOST_PAIRS = 200  # an hour of a 1 ms model at two threads; nobody waits for more
 _BLOCK_LIMIT_S, _BLOCK_LIMIT_FACTOR = 60.0, 20.0  # a turn that takes 20 times what was expected hangs
 
@@ -126,8 +129,9 @@ def choose_turns(run_s: Sequence[float], options: Options) -> Turns:
     runs = max(_BLOCK_MIN_RUNS, min(runs, round(_BLOCK_MAX_S / slowest), max(options.block_runs, _BLOCK_MAX_RUNS)))
     couple_s = 2 * (runs + options.dropped_runs) * sum(run_s) / len(run_s)
     pair_s, wait_s = (_PAIR_S, 0.0) if options.threads == 1 else (_PAIR_WITH_POOL_S, 2 * _SPIN_S)
-    couples = pair_s / (couple_s + wait_s)
-    couples = 2 * round(min(max(couples, _COUPLES_MIN), _COUPLES_MAX) / 2)
+    slow = min(max(_COUPLES_SLOW, _RUNS_SLOW / runs), _PAIR_SLOW_S / couple_s)
+    couples = max(pair_s / (couple_s + wait_s), slow, _COUPLES_MIN)
+    couples = 2 * round(min(couples, _COUPLES_MAX) / 2)
     expected_s = (runs + options.dropped_runs) * slowest
     return Turns(runs, couples, _BLOCK_LIMIT_S + _BLOCK_LIMIT_FACTOR * expected_s)
 
