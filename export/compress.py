@@ -21,6 +21,7 @@ from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerD
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
 from ..runtime.measure import measure
+from ..runtime.onnxfile import embedded
 from .budget import Budget, Chosen, choose, judged
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
@@ -303,7 +304,7 @@ class Job:
             channels = Channels(model, network.samples, self.report)
             widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
         candidates = {name: one.candidates for name, one in scored.items()}
-        search = Search(model, source.read_bytes(), candidates, widths, self.watch, self.report)
+        search = Search(model, embedded(source), candidates, widths, self.watch, self.report)
         judge = None
         if self.wish.time.drop is not None or (self.frontier and network.samples is not None):
             judge = Judge(network, widths, tile)
