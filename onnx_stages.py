@@ -168,10 +168,13 @@ def layer_times(
         from .devices.local import LocalTransport
         from .export.timing import times_of_file
         from .runtime.inputs import given
-        from .runtime.latency import stopwatch
+        from .runtime.latency import stopwatch, table_path
         from .runtime.turns import Options
 
-        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), table)
+        path = table or table_path()
+        if not fill and not path.exists():
+            raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
+        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), path)
         with bars(stderr) as new_bar:
             said = given(shapes, inputs)
             found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
