@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from rankfold.errors import InputError
 from rankfold.export.budget import Budget
 from rankfold.export.compress import Job, Wish
 from rankfold.export.parity import run
@@ -67,3 +68,23 @@ def test_a_model_with_external_data_is_timed_as_one_file(tmp_path):
     assert timing.measured is not None
     assert timing.measured == pytest.approx(timing.screened, rel=0.02)
     assert timing.screened <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (31, {"wish": Wish(time=Budget(drop=0.01))}, r"--max-drop: expected --data with 32 inputs or more, found 31"),
+        (32, {"wish": Wish(time=Budget(drop=0.01))}, r"--max-drop: expected a model that puts out class scores"),
+        (1, {"wish": Wish(time=Budget(share=0.5)), "frontier": True}, r"--frontier: expected --data with 32 inputs"),
+    ],
+)
+def test_what_could_not_be_judged_is_refused_before_anything_is_timed(tmp_path, count, options, message):
+    net = Net(channels=8, spatial=(12, 12))
+    onnx.save(net.model(net.block(net.block("input", "a", 16), "b", 16)), tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", input=np.ones((count, 8, 12, 12), np.float32))
+    board = device()
+    job = Job(data=tmp_path / "data.npz", watch=watch_on(board, tmp_path), **options)
+    board.launches = 0
+    with pytest.raises(InputError, match=message):
+        job.into(tmp_path, tmp_path / "net.onnx", "small.onnx")
+    assert board.launches == 0
