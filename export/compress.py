@@ -356,8 +356,7 @@ class Job:
         if self.wish.time is None:
             return
         if self.wish.time.drop is not None:
-            require_enough(samples, "--max-drop")
-            require_classes(ir.to_proto(model), samples)
+            require_classes(ir.to_proto(model), require_enough(samples, "--max-drop"))
         elif self.frontier and samples is not None:
             require_enough(samples, "--frontier")
 

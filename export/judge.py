@@ -21,11 +21,12 @@ from .widths import Widths, kept_by_layer
 LEAST = 32  # inputs to judge on
 
 
-def require_enough(samples: Samples | None, option: str) -> None:
-    """Raises InputError where there are too few inputs to judge on."""
+def require_enough(samples: Samples | None, option: str) -> Samples:
+    """The inputs to judge on. Raises InputError where there are too few."""
     if samples is None or samples.count < LEAST:
         found = "none" if samples is None else str(samples.count)
         raise InputError(f"{option}: expected --data with {LEAST} inputs or more, found {found}")
+    return samples
 
 
 def require_classes(model: onnx.ModelProto, samples: Samples) -> None:
