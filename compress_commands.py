@@ -176,7 +176,10 @@ def latency_table(
         memory_bytes=memory_bytes(memory_gb),
     )
     if not rows:
-        print(f"{source}: the table has no layer of it on {device}; fill it with rankfold latency-table fill")
+        why = "no layer of it can be written in another way"
+        if action == "show":
+            why = f"the table has no layer of it on {device}; fill it with rankfold latency-table fill"
+        print(f"{source}: {why}")
         return
     print_layer_times(rows)
     if output is not None:

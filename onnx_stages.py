@@ -21,7 +21,7 @@ from .records import (
     Tuned,
 )
 from .stages import probe_device
-from .terminal import bars, progress
+from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
@@ -123,7 +123,7 @@ def compress_file(
 
         options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
 
-        with bars() as new_bar:
+        with bars(stderr) as new_bar:
             job = compress.Job(
                 replace(wish, tile=tiles),
                 data=data,
@@ -139,7 +139,7 @@ def compress_file(
             )
             return job.into(folder, source, output.name)
 
-    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
+    with stderr_for_child() as stderr, _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
         done = Compressed.read(folder / names.pop(0))
     return done
 
@@ -168,16 +168,20 @@ def layer_times(
         from .devices.local import LocalTransport
         from .export.timing import times_of_file
         from .runtime.inputs import given
-        from .runtime.latency import stopwatch
+        from .runtime.latency import stopwatch, table_path
         from .runtime.turns import Options
 
-        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), table)
-        with bars() as new_bar:
+        path = table or table_path()
+        if not fill and not path.exists():
+            raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
+        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), path)
+        with bars(stderr) as new_bar:
             said = given(shapes, inputs)
             found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
         return json.dumps([row.model_dump() for row in found])
 
-    answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
+    with stderr_for_child() as stderr:
+        answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
     return [LayerTime.model_validate(row) for row in json.loads(answer)]
 
 

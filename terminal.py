@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -37,9 +39,19 @@ class Bar:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str], Bar]]:
-    """A function that makes named progress bars; all disappear at the end."""
-    console = Console(stderr=True, markup=False, emoji=False)
+def stderr_for_child() -> Iterator[IO[str]]:
+    """Where stderr leads now, for the bars of a child whose own leads nowhere; if it dies the cursor comes back."""
+    with open(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace") as stream:
+        try:
+            yield stream
+        finally:
+            Console(file=stream).show_cursor(True)
+
+
+@contextmanager
+def bars(stream: IO[str] | None = None) -> Iterator[Callable[[str], Bar]]:
+    """A function that makes named progress bars, on stderr or another stream; all disappear at the end."""
+    console = Console(file=stream, stderr=True, markup=False, emoji=False)
     columns = (
         TextColumn("{task.fields[name]}", markup=False),
         BarColumn(bar_width=24),

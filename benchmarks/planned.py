@@ -5,7 +5,8 @@ python -m rankfold.benchmarks.planned resnet20 WEIGHTS DATA --macs 0.5 --steps 6
 The published network is compressed with 512 calibration images of the training part (or as `--plan` says); from there
 both learn for the same number of steps, on the same images in the same order, at the same rate: from the labels alone,
 and from the dense network's outputs too. The last tenth of the training images is the validation part, and nothing
-learns from it. A row that is there is skipped; with `--work DIR` a run that was killed goes on where it was.
+learns from it: all are scored on it, or with `--split test` on the test images. A row that is there is skipped; with
+`--work DIR` a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
-from ..errors import RankfoldError, complaint
+from ..errors import InputError, RankfoldError, complaint
 from ..export.compress import Job, Wish
-from ..files import replacing_all, sha256_of
+from ..files import replacing_all
 from ..records import DataSpec, DistillSpec, ModelSpec, OptimizerSpec, Plan, PlannedRow, Promise, Recipe
+from ..runtime.serving import sha256_at
 from ..train.data import Dataset
 from ..train.planned import planned, start_of
 from ..train.trainer import Progress, evaluate, train
@@ -64,21 +67,23 @@ def compressed(given: argparse.Namespace, data: Dataset, seed: int, folder: Path
 
 def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str], None]) -> Iterator[PlannedRow]:
     """Every row that is not there yet."""
-    asked = {(seed, weight): recipe_of(given, weight) for seed in given.seeds for weight in (0.0, given.weight)}
-    wanted = {key: recipe for key, recipe in asked.items() if not any(_is_row(row, given, key) for row in rows)}
+    identity, there = identity_of(given), asked_for(rows, given)
+    wanted = {key: recipe_of(given, key[1]) for key in keys(given) if key not in there}
     if not wanted:
         return
     data = cifar(given.data)
     part = {"validation": data.validation, "test": data.test}[given.split]
+    network = f"{given.model}-{identity['weights_sha256'][:8]}-{given.macs:g}"
     plans: dict[int, Path] = {}
     scores: dict[int, tuple[float, float]] = {}
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate(model, data, part, torch.device("cpu"))[1]
+        here = torch.device("cpu")  # whatever it was trained on: all are scored alike
+        return evaluate(model.to(here), data, part, here)[1]
 
     with tempfile.TemporaryDirectory() as scratch:
         for (seed, weight), recipe in wanted.items():
-            folder = (given.work or Path(scratch)) / f"{given.model}-{given.macs:g}-{seed}"
+            folder = (given.work or Path(scratch)) / f"{network}-{seed}"
             if seed not in plans:
                 folder.mkdir(parents=True, exist_ok=True)
                 plans[seed] = given.plan or compressed(given, data, seed, folder)
@@ -95,17 +100,10 @@ def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str],
             name = f"{weight:g}-{given.lr:g}-{given.steps}"
             record = train(recipe, data, folder / name, seed=seed, start=start, resume=True, on_progress=show)
             yield PlannedRow(
-                model=given.model,
-                split=given.split,
+                **identity,
                 n=len(part),
                 seed=seed,
-                plan_sha256=given.plan and sha256_of(given.plan),
-                wanted=given.macs,
                 macs=_macs(plan),
-                steps=given.steps,
-                batch=given.batch,
-                lr=given.lr,
-                augment=given.augment,
                 weight=weight,
                 temperature=given.temperature,
                 dense_accuracy=dense,
@@ -115,20 +113,40 @@ def run(given: argparse.Namespace, rows: list[PlannedRow], said: Callable[[str],
             )
 
 
+def keys(given: argparse.Namespace) -> list[tuple[int, float]]:
+    """Seed and weight of distillation of every row that is asked for."""
+    return [(seed, weight) for seed in given.seeds for weight in (0.0, given.weight)]
+
+
+def identity_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What all of these rows have in common."""
+    return {
+        "model": given.model,
+        "weights_sha256": sha256_at(given.weights),
+        "split": given.split,
+        "plan_sha256": given.plan and sha256_at(given.plan),
+        "wanted": given.macs,
+        "steps": given.steps,
+        "batch": given.batch,
+        "lr": given.lr,
+        "augment": given.augment,
+    }
+
+
+def asked_for(rows: Iterable[PlannedRow], given: argparse.Namespace) -> dict[tuple[int, float], PlannedRow]:
+    """Those of the rows that are asked for, by their keys."""
+    identity = identity_of(given)
+    alike = [row for row in rows if all(getattr(row, name) == value for name, value in identity.items())]
+    found = {(row.seed, row.weight): row for row in alike if not row.weight or row.temperature == given.temperature}
+    return {key: found[key] for key in keys(given) if key in found}
+
+
 def _macs(plan: Plan) -> float:
     layers = plan.layers.values()
     return sum(layer.macs or 0 for layer in layers) / sum(layer.macs_dense or 0 for layer in layers)
 
 
-def _is_row(row: PlannedRow, given: argparse.Namespace, key: tuple[int, float]) -> bool:
-    there = (row.model, row.split, row.wanted, row.steps, row.batch, row.lr, row.augment)
-    asked = (given.model, given.split, given.macs, given.steps, given.batch, given.lr, given.augment)
-    plan = given.plan and sha256_of(given.plan)
-    soft = not row.weight or row.temperature == given.temperature
-    return there == asked and row.plan_sha256 == plan and (row.seed, row.weight) == key and soft
-
-
-def summary(rows: list[PlannedRow]) -> str:
+def summary(rows: Collection[PlannedRow]) -> str:
     """Distilled against not, seed by seed, of rows that were asked for together."""
     without = {row.seed: row.trained_accuracy for row in rows if not row.weight}
     gains = {row.seed: 100 * (row.trained_accuracy - without[row.seed]) for row in rows if row.weight}
@@ -154,19 +172,23 @@ def main() -> None:
     parser.add_argument("--augment", choices=["none", "shift", "flip-shift"], default="flip-shift")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="calibration images, order of batches")
     parser.add_argument("--work", type=Path, help="folder for plans and runs, to go on from")
-    parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
     given = parser.parse_args()
     try:
+        if not 0 < given.weight <= 1:
+            raise InputError(f"--weight: expected a share in (0, 1], found {given.weight:g}; 0 is trained beside it")
         rows = read(given.results, PlannedRow)
         for row in run(given, rows, lambda text: print(text, flush=True)):
             rows.append(row)
             write(given.results, rows)
             print(f"{row.split}: {row.model_dump_json()}", flush=True)
+        print(summary(asked_for(rows, given).values()))
     except RankfoldError as error:
         print(complaint(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
-    keys = [(seed, weight) for seed in given.seeds for weight in (0.0, given.weight)]
-    print(summary([row for row in rows if any(_is_row(row, given, key) for key in keys)]))
+    except KeyboardInterrupt:
+        print(complaint("interrupted; rows are kept, and with --work a run goes on where it was"), file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

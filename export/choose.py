@@ -20,7 +20,7 @@ from .decompose import energy_of_ranks, numerical_rank, rank_of_share, singular_
 from .forms import FORMS, Form, resolve
 from .graphs import array
 from .grid import next_rank, useful_ranks
-from .layers import Layer, layers_of
+from .layers import Layer, layers_of, require_known
 from .tile import up_to_tile
 
 _LEAST_ENERGY = 1e-9  # no more than rank 1 anywhere
@@ -66,9 +66,7 @@ def plan_by_energy(
     """
     _check_options(form, energy, tile)
     layers = layers_of(model)
-    for name in keep:
-        if name not in {layer.name for layer in layers}:
-            raise InputError(f"unknown layer '{name}'; the model has {', '.join(one.name for one in layers)}")
+    require_known(keep, [layer.name for layer in layers])
     spectra = {one.name: _spectrum(one, form, table) for one in layers if not one.obstacle and one.name not in keep}
     if parameters is not None:
         energy = _energy_for(parameters, _total_parameters(model), list(spectra.values()), tile)

@@ -21,6 +21,7 @@ from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerD
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
 from ..runtime.measure import measure
+from ..runtime.onnxfile import embedded
 from ..runtime.stats import samples_of, undisturbed
 from .budget import Budget, Chosen, choose, judged
 from .calibration import Preprocess, Samples
@@ -31,8 +32,8 @@ from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
 from .graphs import serialize
-from .judge import Judge, require_enough
-from .layers import Layer, layers_of
+from .judge import Judge, require_classes, require_enough
+from .layers import Layer, layers_of, require_known
 from .network import Network
 from .opsets import target as runtime_named
 from .parity import lossy_check, require
@@ -78,6 +79,12 @@ class Wish:
                 "give limits (--budget, --latency, --damage, --max-drop), or one of --energy, --macs, --budget-bytes "
                 "and --plan, or --prune"
             )
+        if self.widths and self.time is None:
+            raise InputError(
+                "--widths: goes with --budget, --latency, --damage or --max-drop; see --prune for the others"
+            )
+        if self.keep and self.plan is not None:
+            raise InputError("--keep: a --plan decides on every layer itself; give one of them")
         if self.budget_bytes is not None and self.budget_bytes < 1:
             raise InputError(f"--budget-bytes: expected at least 1, found {self.budget_bytes}")
         if self.prune is not None and self.widths:
@@ -242,9 +249,9 @@ class Job:
         with naming(source):
             model, case = opened(source, self.given or Given(), folder)
             samples = self._samples(model)
-            if self.wish.time is not None and self.wish.time.drop is not None:
-                require_enough(samples)
+            self._require_judge(model, samples)
             dense_macs = {layer.name: layer.macs for layer in layers_of(model)}
+            require_known(self.wish.keep, dense_macs)
             groups = fold_channels(model, self.wish.tile)
             case.exact(model, "fold dead channels")
             before = ir.to_proto(model)
@@ -306,7 +313,7 @@ class Job:
             channels = Channels(model, network.samples, self.report)
             widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
         candidates = {name: one.candidates for name, one in scored.items()}
-        search = Search(model, source.read_bytes(), candidates, widths, self.watch, self.report)
+        search = Search(model, embedded(source), candidates, widths, self.watch, self.report)
         judge = None
         if self.wish.time.drop is not None or (self.frontier and network.samples is not None):
             judge = Judge(network, widths, tile)
@@ -347,6 +354,15 @@ class Job:
         small.unlink()
         assert self.wish.time is not None, "asked for"
         return judged(timing, bench.comparisons[0], self.wish.time, undisturbed(samples_of(bench.pairs, "small")))
+
+    def _require_judge(self, model: ir.Model, samples: Samples | None) -> None:
+        """Raises InputError now for what could not be judged after hours of timing."""
+        if self.wish.time is None:
+            return
+        if self.wish.time.drop is not None:
+            require_classes(ir.to_proto(model), require_enough(samples, "--max-drop"))
+        elif self.frontier and samples is not None:
+            require_enough(samples, "--frontier")
 
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:

@@ -13,6 +13,7 @@ import resource
 import selectors
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -21,6 +22,8 @@ from .. import errors
 from ..errors import CheckFailed, InputError, RankfoldError
 
 LIMIT_S = 1800.0  # ResNet-50 takes seconds; half an hour is a hang
+_GRACE_S = 5.0  # for a child to end what it began: processes on a board, a bar on the terminal
+_LOOK_EVERY_S = 0.02
 _MEMORY_SHARE = 0.8  # of what the machine has: the rest is for whoever else runs
 _GIB = 1 << 30
 # What Python code raises on data that contradicts itself; in the child it ends as one line, with its place.
@@ -34,21 +37,23 @@ def guarded(work: Callable[[], str], *, memory_bytes: int | None = None, limit_s
     """The text that `work` returns, from a child with at most this much memory and time.
 
     Raises the RankfoldError that `work` raised; InputError when it outgrew a limit; CheckFailed when it crashed.
-    The caller must have no threads (the child is a fork).
+    However the child ends, its temporary files go. The caller must have no threads (the child is a fork).
     """
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _work_and_exit(work, writing, memory_bytes or default_memory_bytes())
-    os.close(writing)
-    try:
-        text = _read(reading, limit_s)
-    finally:
-        os.close(reading)
-        status = _end(child)
+    with tempfile.TemporaryDirectory(prefix="rankfold-", ignore_cleanup_errors=True) as scratch:
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _work_and_exit(work, writing, memory_bytes or default_memory_bytes(), scratch)
+        os.close(writing)
+        text = None
+        try:
+            text = _read(reading, limit_s)
+        finally:
+            os.close(reading)
+            status = _end(child, is_done=text is not None)
     if text is None:
         raise InputError(f"no result within {limit_s:g} s; the file may loop for ever, or raise --limit-s")
     return _judged(text, status)
@@ -59,16 +64,27 @@ def default_memory_bytes() -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
 
 
-def _work_and_exit(work: Callable[[], str], writing: int, memory_bytes: int) -> NoReturn:
+def _work_and_exit(work: Callable[[], str], writing: int, memory_bytes: int, scratch: str) -> NoReturn:
     """The child's whole life; it never returns into the parent's code."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++ libraries print there before they die
-    answer = _answer(work, memory_bytes)
-    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as file:
-        file.write(json.dumps(answer))
-    sys.stdout.flush()
-    os._exit(0)
+    try:
+        signal.signal(signal.SIGINT, lambda *_: None)  # a terminal's Ctrl-C reaches both: the parent passes it on
+        signal.signal(signal.SIGTERM, _interrupt)
+        os.environ["TMPDIR"], tempfile.tempdir = scratch, None
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++ libraries print there before they die
+        answer = _answer(work, memory_bytes)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as file:
+            file.write(json.dumps(answer))
+        sys.stdout.flush()
+    finally:
+        os._exit(0)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Leave all contexts, as at Ctrl-C; once, for what they do at their end must not be cut short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _answer(work: Callable[[], str], memory_bytes: int) -> dict[str, str]:
@@ -109,12 +125,17 @@ def _read(descriptor: int, limit_s: float) -> str | None:
     return None
 
 
-def _end(child: int) -> int:
-    """Kill the child, if it still runs, and say how it ended: the signal's number, 0 for none."""
-    with contextlib.suppress(ProcessLookupError):
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+def _end(child: int, *, is_done: bool) -> int:
+    """How the child ended: the signal's number, 0 for none. One that is not done is told to end, and then killed."""
+    try:
+        if not is_done:
+            os.kill(child, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        os.kill(child, signal.SIGKILL)  # to one that has ended it does nothing
+        _, status = os.waitpid(child, 0)
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from ..errors import InputError
@@ -20,11 +21,18 @@ from .widths import Widths, kept_by_layer
 LEAST = 32  # inputs to judge on
 
 
-def require_enough(samples: Samples | None) -> None:
-    """Raises InputError where a metric cannot be judged."""
+def require_enough(samples: Samples | None, option: str) -> Samples:
+    """The inputs to judge on. Raises InputError where there are too few."""
     if samples is None or samples.count < LEAST:
         found = "none" if samples is None else str(samples.count)
-        raise InputError(f"--max-drop: expected --data with {LEAST} inputs or more, found {found}")
+        raise InputError(f"{option}: expected --data with {LEAST} inputs or more, found {found}")
+    return samples
+
+
+def require_classes(model: onnx.ModelProto, samples: Samples) -> None:
+    """Raises InputError where the model puts out no class scores: one output, inputs × classes."""
+    if damage_of(model, model, samples, 1).agreement is None:
+        raise InputError("--max-drop: expected a model that puts out class scores, found another; use --damage")
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,6 @@ class Judge:
 
 def _mean_drop(found: Sequence[Damage]) -> Drop:
     agreements = [one.agreement for one in found if one.agreement is not None]
-    if len(agreements) < len(found):
-        raise InputError("--max-drop: expected a model that puts out class scores, found another; use --damage")
     n = sum(one.n for one in found)
     changed = sum((1 - share) * one.n for share, one in zip(agreements, found, strict=True)) / n
     right = [(one.top1_before, one.top1_after, one.n) for one in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .forms import KernelShape, Pixels, dense_macs, kernel_shape
 from .graphs import array, input_at, set_array, sizes, unique
 
@@ -87,6 +89,13 @@ def is_layer(node: ir.Node) -> bool:
 def layers_of(model: ir.Model) -> list[Layer]:
     """All layers in the graph's order; shapes must have been inferred, names given (`name_layers`)."""
     return [_layer(node) for node in model.graph if is_layer(node)]
+
+
+def require_known(names: Collection[str], layers: Collection[str]) -> None:
+    """Raises InputError where a name is not among those of the layers."""
+    unknown = [name for name in names if name not in layers]
+    if unknown:
+        raise InputError(f"unknown layer '{unknown[0]}'; the model has {', '.join(layers)}")
 
 
 def is_plain_gemm(node: ir.Node) -> bool:

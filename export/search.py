@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from ..errors import CheckFailed
 from ..runtime.latency import Stopwatch, Timed, key_of
 from .candidates import DENSE, Way
 from .damage import Candidate
@@ -65,6 +66,11 @@ class Search:
         self._candidates, self._widths = candidates, widths
         self._narrow: dict[tuple[tuple[str, int], ...], ir.Model] = {(): model}
         self._options = self._all_options()
+        if not self._options:
+            raise CheckFailed(
+                "expected layers that can be written in another way, found none: each is grouped, kept by name or too "
+                "small to gain; fold the model instead, or let channels go with --widths"
+            )
         layers: list[Layer] = [layer for layer in layers_of(model) if layer.name in self._options]
         ways = {name: [one.what for one in found] for name, found in self._options.items()}
         self._times = LayerTimes(layers, ways, watch)

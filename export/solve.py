@@ -21,6 +21,7 @@ from ..errors import CheckFailed
 
 What = TypeVar("What")
 _SECONDS = 60.0
+_OUT_OF_TIME = 1  # a status of scipy.optimize.milp
 _GAP = 1e-4
 _SLACK = 1e-9  # of a limit: rounding of sums
 _DEAREST, _HALVINGS = 1e12, 60  # of a unit of the limited resource, and of the interval its price lies in
@@ -193,7 +194,9 @@ class _Programme(Generic[What]):
     def solved(
         self, bounds: Sequence[float], seconds: float
     ) -> tuple[dict[str, Option[What]], dict[str, int], float] | None:
-        """Options by layer, widths by group, and the gap; None where there is no choice."""
+        """Options by layer, widths by group, and the gap; None where there is no choice, CheckFailed where time ran out
+        before one was found.
+        """
         count, peaks = self._costs.shape[1], len(self._floors)
         scale = np.abs(self._costs[:, : count - peaks]).sum(axis=1)
         scale[scale == 0] = 1.0
@@ -219,6 +222,11 @@ class _Programme(Generic[What]):
             constraints=constraints,
             options={"time_limit": seconds, "mip_rel_gap": _GAP},
         )
+        if found.x is None and found.status == _OUT_OF_TIME:
+            raise CheckFailed(
+                f"no choice among {count - peaks} ways and widths was found within {seconds:g} s; "
+                "give a wider limit, one --form, or no --widths"
+            )
         if found.x is None:
             return None
         chosen = np.flatnonzero(found.x[: count - peaks] > 0.5).tolist()

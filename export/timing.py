@@ -55,6 +55,8 @@ class LayerTimes:
 
     def measure(self, wanted: Mapping[str, Iterable[Way]] | None = None, report: Report = silent) -> int:
         """Time these ways, or without them a few of all kinds; returns how many models were timed now."""
+        if not self._ways:
+            return 0
         asked: dict[Place, set[Way]] = {place: set() for place in self._ways}
         if wanted is None:
             asked = {place: set(_spread(ways)) for place, ways in self._ways.items()}

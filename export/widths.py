@@ -112,12 +112,15 @@ class Widths:
         return tuple(sides)
 
     def _thin_out(self) -> None:
-        """Fewer widths where a layer would have too many shapes."""
+        """Fewer widths where a layer would have too many shapes; in the end its families stay whole, one by one."""
         for layer in self._sides:
             while prod(len(self.options[name]) for name in self.of_layer(layer)) > _MOST_SHAPES:
                 longest = max(self.of_layer(layer), key=lambda name: len(self.options[name]))
                 listed = self.options[longest]
-                self.options[longest] = [*listed[:-1:2], listed[-1]]
+                if len(listed) > 2:
+                    self.options[longest] = [*listed[:-1:2], listed[-1]]
+                else:
+                    del self.options[longest]
 
     def _damages(self, scales: Mapping[str, Callable[[float], float]], report: Report) -> dict[str, dict[int, float]]:
         found = {name: dict.fromkeys(widths, 0.0) for name, widths in self.options.items()}

@@ -159,10 +159,11 @@ class TuningRow(Record):
 class PlannedRow(Record):
     """A planned network trained on, `weight` of the loss being distillation: a line of docs/results/planned.jsonl.
 
-    Format 1: first version.
+    Format 1: first version; the first rows do not say `weights_sha256`.
     """
 
     model: str
+    weights_sha256: Sha256 | None = Field(default=None, description="of the dense network's file")
     split: Literal["validation", "test"]
     n: int
     seed: int = Field(description="of the calibration inputs and the order of the batches")

@@ -86,7 +86,10 @@ class Table:
         self.path = path
         text = json.dumps(setting, sort_keys=True)
         self._setting = hashlib.sha256(text.encode()).hexdigest()[:16]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
         with self._open() as connection:
             connection.executescript(_SCHEMA)
             connection.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (self._setting, text))

@@ -56,6 +56,11 @@ def read(path: Path | str) -> onnx.ModelProto:
     return proto
 
 
+def embedded(path: Path | str) -> bytes:
+    """The model as one file would have it, wherever it is then; see `read`, whose tensors must all be in memory."""
+    return read(path).SerializeToString()
+
+
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the numbers of large tensors: all that shape inference needs, in kilobytes."""
     copy = onnx.ModelProto()

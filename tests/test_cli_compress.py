@@ -13,6 +13,7 @@ import pytest
 
 from rankfold.records import Frontier, LayerTable, Parity, Plan
 from rankfold.runtime.costs import count
+from rankfold.runtime.latency import Table
 
 from .export.nets import Net
 from .making import rankfold
@@ -182,6 +183,14 @@ def test_full_rank_changes_nothing(models, tmp_path):
         ("net.onnx -o out.onnx --budget 2", "--budget: expected a share of the time in (0, 1], found 2.0"),
         ("net.onnx -o out.onnx --latency fast", "--latency 'fast': expected a time such as 3ms, 250us or 0.1s"),
         ("net.onnx -o out.onnx --budget 0.5 --table foreign.json", "expected a latency table, found"),
+        (
+            "net.onnx -o out.onnx --budget 0.5 --keep a --keep b --keep c --keep fc --table t.sqlite",
+            "expected layers that can be written in another way, found none",
+        ),
+        ("net.onnx -o out.onnx --macs 0.5 --keep nope", "unknown layer 'nope'; the model has a, b, c, fc"),
+        ("net.onnx -o out.onnx --budget 0.5 --keep nope --table t.sqlite", "unknown layer 'nope'; the model has a, b"),
+        ("net.onnx -o out.onnx --plan ranks.json --keep a", "--keep: a --plan decides on every layer itself"),
+        ("net.onnx -o out.onnx --macs 0.5 --widths", "--widths: goes with --budget, --latency, --damage or --max-drop"),
         ("net.onnx -o out.onnx --macs 0", "--macs: expected a share in (0, 1], found 0.0"),
         ("net.onnx -o out.onnx --macs 0.001 --tile 1", "at the smallest ranks; allow"),
         ("net.onnx -o out.onnx --budget-bytes 5000 --tile 1", "weights in the layers, found"),
@@ -202,6 +211,7 @@ def test_bad_input_is_one_line(models, tmp_path, arguments, says):
     decision = {"form": "channel", "ranks": [2], "reason": "by hand"}
     for name, layers in (("foreign", {"other": decision}), ("ranks", {"b": {**decision, "ranks": [25]}})):
         (tmp_path / f"{name}.json").write_text(json.dumps({"format": 1, "tile": 1, "layers": layers}))
+    Table(tmp_path / "t.sqlite", {})
     (tmp_path / "torn.json").write_text('{"format": 1, "til')
     before = {path.name for path in tmp_path.iterdir()}
     done = rankfold(tmp_path, "compress", *shlex.split(arguments))
@@ -211,3 +221,18 @@ def test_bad_input_is_one_line(models, tmp_path, arguments, says):
     assert says in line
     assert "Traceback" not in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_without_a_choice_has_an_empty_table_and_a_table_that_is_not_there_is_not_made(tmp_path):
+    net = Net(channels=3, spatial=(8, 8))
+    onnx.save(net.model(net.conv("input", "depthwise", 3, group=3)), tmp_path / "net.onnx")
+    table = tmp_path / "table.sqlite"
+    done = rankfold(tmp_path, "latency-table", "show", "net.onnx", "--table", str(table))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"rankfold: no latency table at {table}; fill it first: rankfold latency-table fill net.onnx\n",
+    )
+    assert not table.exists()
+    done = rankfold(tmp_path, "latency-table", "fill", "net.onnx", "--table", str(table))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "net.onnx: no layer of it can be written in another way\n"

@@ -6,12 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
+from rankfold.errors import InputError
+from rankfold.export.budget import Budget
 from rankfold.export.compress import Job, Wish
 from rankfold.export.parity import run
 from rankfold.records import Compressed, Plan
 from rankfold.runtime.costs import count
 
 from .nets import Net
+from .test_budget import device, watch_on
 
 
 def test_unequal_ranks_by_hand_are_carried_out_and_counted(tmp_path):
@@ -51,3 +54,37 @@ def test_layers_that_share_a_weight_are_each_replaced(tmp_path, with_data):
     assert {f"{name}_{part}" for name in ranks for part in "vu"} <= names
     wanted, found = (run((tmp_path / name).read_bytes(), {"input": data})[0] for name in ("net.onnx", model))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_model_with_external_data_is_timed_as_one_file(tmp_path):
+    """What is timed lies in a folder of its own, without the model's data beside it."""
+    net = Net(channels=8, spatial=(12, 12))
+    outside = {"save_as_external_data": True, "location": "net.onnx.data", "size_threshold": 100}
+    onnx.save(net.model(net.head(net.block(net.block("input", "a", 32), "b", 32))), tmp_path / "net.onnx", **outside)
+    job = Job(Wish(time=Budget(share=0.6)), watch=watch_on(device(), tmp_path))
+    summary, *_ = job.into(tmp_path, tmp_path / "net.onnx", "small.onnx")
+    timing = Compressed.read(tmp_path / summary).plan.timing
+    assert timing is not None
+    assert timing.measured is not None
+    assert timing.measured == pytest.approx(timing.screened, rel=0.02)
+    assert timing.screened <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (31, {"wish": Wish(time=Budget(drop=0.01))}, r"--max-drop: expected --data with 32 inputs or more, found 31"),
+        (32, {"wish": Wish(time=Budget(drop=0.01))}, r"--max-drop: expected a model that puts out class scores"),
+        (1, {"wish": Wish(time=Budget(share=0.5)), "frontier": True}, r"--frontier: expected --data with 32 inputs"),
+    ],
+)
+def test_what_could_not_be_judged_is_refused_before_anything_is_timed(tmp_path, count, options, message):
+    net = Net(channels=8, spatial=(12, 12))
+    onnx.save(net.model(net.block(net.block("input", "a", 16), "b", 16)), tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", input=np.ones((count, 8, 12, 12), np.float32))
+    board = device()
+    job = Job(data=tmp_path / "data.npz", watch=watch_on(board, tmp_path), **options)
+    board.launches = 0
+    with pytest.raises(InputError, match=message):
+        job.into(tmp_path, tmp_path / "net.onnx", "small.onnx")
+    assert board.launches == 0

@@ -14,7 +14,7 @@ import pytest
 
 # In a fresh interpreter, as the command line forks: the test process itself has threads.
 HEAD = """
-import ctypes, os, signal, sys, time
+import ctypes, os, signal, sys, tempfile, time
 import numpy as np
 from rankfold.errors import CheckFailed, DeviceError, Inconclusive, InputError, RankfoldError
 from rankfold.export.guard import guarded
@@ -95,11 +95,15 @@ def test_no_child_is_left_behind():
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_an_interrupt_ends_both():
+def test_an_interrupt_ends_both_the_child_in_its_own_time():
     program = HEAD + textwrap.dedent("""
         def wait():
             print(os.getpid(), flush=True)
-            time.sleep(60)
+            try:
+                time.sleep(60)
+            finally:
+                time.sleep(0.5)
+                print("closed", flush=True)
 
         tried(wait)
     """)
@@ -113,6 +117,41 @@ def test_an_interrupt_ends_both():
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     os.killpg(parent.pid, signal.SIGINT)
-    _, complaint = parent.communicate(timeout=60)
+    said, complaint = parent.communicate(timeout=60)
     assert "KeyboardInterrupt" in complaint
+    assert said == "closed\n"
     assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("end", ["time.sleep(60)", "os.abort()", "os.kill(os.getpid(), signal.SIGKILL)", "None"])
+def test_however_a_child_ends_its_temporary_files_go(tmp_path, end):
+    code = f"""
+        tempfile.tempdir = {str(tmp_path)!r}
+
+        def work():
+            folder = tempfile.mkdtemp()
+            print(folder, flush=True)
+            {end}
+
+        tried(work, limit_s=1)
+    """
+    made = Path(_run(code)[0])
+    assert made.is_relative_to(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_that_is_too_slow_leaves_its_contexts():
+    lines = _run("""
+        def work():
+            try:
+                time.sleep(60)
+            finally:
+                os.killpg(0, signal.SIGTERM)  # told twice: the end is not cut short
+                time.sleep(0.1)
+                print("closed", flush=True)
+
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        tried(work, limit_s=1)
+    """)
+    assert lines == ["closed", "InputError 2 no result within 1 s; the file may loop for ever, or raise --limit-s"]

@@ -86,6 +86,12 @@ def test_a_limit_that_no_choice_meets_is_refused():
         problem.solve("damage", {"seconds": 0.5})
 
 
+def test_a_solver_that_ran_out_of_time_does_not_say_that_there_is_no_choice():
+    problem = with_widths(np.random.default_rng(0), 12, 6, 6)
+    with pytest.raises(CheckFailed, match=r"no choice among \d+ ways and widths was found within 0 s; give a wider"):
+        problem.solve("damage", {"seconds": 8.0}, seconds=0.0)
+
+
 def test_two_limits_hold_at_once():
     rng = np.random.default_rng(0)
     options = [Option(k, {"seconds": 1 / k, "bytes": float(k), "damage": rng.random()}) for k in range(1, 9)]

@@ -13,6 +13,7 @@ from rankfold.export.layers import layers_of
 from rankfold.export.prune import Channels
 from rankfold.export.widths import Widths
 
+from .nets import Net
 from .test_budget import device, search_of, watch_on
 from .test_prune import _opened, _residual, _samples
 
@@ -38,6 +39,19 @@ def test_families_and_the_shapes_they_leave(model):
     assert found.kept("three", {"stem": 8, "three": 16}) == (16, 8)
     assert len(found.shapes("one")) == 6
     assert set(found.shapes("one").values()) == {(o, i) for o in (24, 16, 8) for i in (16, 8)}
+
+
+def test_of_many_families_some_stay_whole():
+    """Eight branches of two widths each meet in one layer: 512 shapes with its own, of which 64 may be tried."""
+    net = Net(channels=3, spatial=(8, 8))
+    x = net.concat(*(net.block("input", f"branch{number}", 16) for number in range(8)))
+    made = _opened(net.model(net.head(net.block(x, "last", 16))))
+    refresh_shapes(made)
+    found = widths_of(made)
+    assert set(map(tuple, found.options.values())) == {(16, 8)}
+    assert len(found.shapes("last")) == 64
+    assert found.of_layer("branch0") == []
+    assert found.kept("last", dict.fromkeys(found.of_layer("last"), 8)) == (8, 8 * 16 - 5 * 8)
 
 
 @pytest.mark.parametrize("with_data", [False, True])

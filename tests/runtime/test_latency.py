@@ -116,6 +116,12 @@ def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path):
     assert path.read_text().startswith("not a table")
 
 
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"cannot write .*notes\.txt/t\.sqlite: .*; name another file"):
+        Table(tmp_path / "notes.txt" / "t.sqlite", SETTING)
+
+
 def test_the_table_lies_where_caches_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert table_path() == tmp_path / "rankfold" / "latency.sqlite"
