@@ -88,6 +88,9 @@ choosing: $(READY) ## is choosing by measured latency worth it (hours; goes on):
 	  $(VENV)/bin/python -m rankfold.benchmarks.choosing run $$what --weights $(WEIGHTS) --data $(DATA) \
 	    --threads $(THREADS) || exit $$?; done
 
+planted: $(READY) ## does `rankfold explain` name the planted cause of 20 networks (minutes; goes on where it was)
+	$(VENV)/bin/python -m rankfold.benchmarks.planted run
+
 # --- the project itself -------------------------------------------------------------------------------------
 
 test: $(READY) ## run the tests

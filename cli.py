@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, compress_commands, onnx_commands
+from . import bench_commands, compress_commands, explain_commands, onnx_commands
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
 
@@ -169,6 +169,7 @@ app.command(epilog=onnx_commands.QUANTIZE_EXAMPLES)(onnx_commands.quantize)
 app.command(epilog=onnx_commands.MODEL_EXAMPLES)(onnx_commands.model)
 app.command(epilog=onnx_commands.EVALUATE_EXAMPLES)(onnx_commands.evaluate)
 app.command(epilog=compress_commands.TABLE_EXAMPLE, no_args_is_help=True)(compress_commands.latency_table)
+app.command(epilog=explain_commands.EXPLAIN_EXAMPLES)(explain_commands.explain)
 
 # --- bench, compare, report ----------------------------------------------------------------------------------
 

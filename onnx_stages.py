@@ -13,6 +13,7 @@ from .errors import InputError
 from .files import replacing_all, require_writable, sha256_of, write_bytes
 from .records import (
     Compressed,
+    Explanation,
     Facts,
     LayerTime,
     ModelScore,
@@ -183,6 +184,73 @@ def layer_times(
     with stderr_for_child() as stderr:
         answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
     return [LayerTime.model_validate(row) for row in json.loads(answer)]
+
+
+def explain_files(
+    first: Path,
+    second: Path,
+    output: Path,
+    *,
+    device: str = "host",
+    threads: int = 1,
+    time_s: float,
+    tile: str = "auto",
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> Explanation:
+    """Measure why the second file is as fast as it is beside the first, and write the record."""
+    from .export.guard import guarded
+
+    require_writable(output)
+    facts = _on_tile(probe_device(device)[0], tile)
+
+    def work() -> str:
+        from .devices.local import LocalTransport
+        from .export.explain import explain
+        from .runtime.latency import stopwatch
+        from .runtime.turns import Options
+
+        watch = stopwatch(LocalTransport(), facts, Options(threads=threads))
+        with bars(stderr) as new_bar:
+            found = explain(first, second, watch, device=device, time_s=time_s, report=progress(new_bar))
+        return found.model_dump_json()
+
+    with stderr_for_child() as stderr:
+        answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
+    found = Explanation.model_validate_json(answer)
+    found.write(output)
+    return found
+
+
+def make_changes(
+    first: Path,
+    second: Path,
+    output: Path,
+    names: Sequence[str],
+    *,
+    device: str = "host",
+    tile: str = "auto",
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> dict[str, float | None]:
+    """Write the second file with changes that `explain` found, its .parity.json beside it; the error of each change."""
+    require_writable(output)
+    tiles = _on_tile(probe_device(device)[0], tile).tile
+    errors: dict[str, float | None] = {}
+
+    def work(folder: Path) -> list[str]:
+        from .export.explain import make_into
+
+        files, made = make_into(folder, first, second, output.name, names, tiles)
+        return [json.dumps(made), *files]
+
+    with _moved_up(output, work, limit_s, memory_bytes) as (_, found):
+        errors.update(json.loads(found.pop(0)))
+    return errors
+
+
+def _on_tile(facts: Facts, tile: str) -> Facts:
+    return facts if tile == "auto" else facts.model_copy(update={"tile": _whole("--tile", tile)})
 
 
 def _for_device(facts: Facts, device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:

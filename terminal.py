@@ -15,8 +15,20 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .records import Bench, Changes, Damage, EpochRow, Frontier, FrontierPoint, LayerTime, Plan
+from .records import (
+    Bench,
+    Changes,
+    Damage,
+    EpochRow,
+    Explanation,
+    Frontier,
+    FrontierPoint,
+    LayerTime,
+    Plan,
+    Seconds,
+)
 
+_PLACES = 4  # of a cause, in the table
 OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
 
@@ -229,6 +241,36 @@ def print_changes(changes: Changes) -> None:
     for when, names in (("then", changes.only_then), ("now", changes.only_now)):
         if names:
             console.print(Text(f"only {when}: {plain(', '.join(names))}"))
+
+
+def print_explanation(found: Explanation) -> None:
+    """The ledger from what was hoped to what was found, then what is worth changing."""
+    console = Console(markup=False, emoji=False)
+    if found.hoped is not None and found.gap is not None and found.residual is not None:
+        table = Table("", "ms", "95 %", "where", box=None, pad_edge=False)
+        table.add_row("its MACs promise", f"{1e3 * found.hoped.value:.3f}", "", "")
+        for bar in found.bars:
+            more = [f"{len(bar.places) - _PLACES} more"] if len(bar.places) > _PLACES else []
+            where = "; ".join([*bar.places[:_PLACES], *more]) or bar.about
+            table.add_row(plain(bar.cause), *_difference(bar.costs), plain(where))
+        table.add_row("not explained", *_difference(found.residual), "")
+        assert found.second.seconds is not None, "timed with the rest"
+        table.add_row("it takes", f"{1e3 * found.second.seconds.value:.3f}", "", "")
+        console.print(table)
+    together = [] if found.together is None else [found.together]
+    for number, improvement in enumerate([*found.improvements, *together], 1):
+        error = "" if improvement.error is None else f", a layer changes by {improvement.error:.1%}"
+        value, interval = _difference(improvement.worth)
+        said = f"{number}. {improvement.name}: {value} ms less ({interval}){error}; {improvement.about}"
+        console.print(Text(plain(said)), soft_wrap=True)
+        console.print(Text(plain(f"   {improvement.command}")), soft_wrap=True)
+    if found.left_out:
+        console.print(Text(f"{len(found.left_out)} more changes were not tried for want of time; give more --time"))
+    console.print(Text(plain(found.verdict)), soft_wrap=True)
+
+
+def _difference(costs: Seconds) -> tuple[str, str]:
+    return f"{1e3 * costs.value:+.3f}", f"{1e3 * costs.low:+.3f} to {1e3 * costs.high:+.3f}"
 
 
 def print_model(found: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ moments.py     what a layer sees and puts out                                   
 damage.py      candidates of a layer and what they do to the outputs             layer, Walk → Candidates
 frontier.py    one candidate a layer, from dense to the least MACs or bytes       Candidates → steps
 solve.py       one option a layer and one width a group, exactly                 numbers → choice
+chains.py      factors that equal one dense layer, whoever made them            model → chains, dense again or cut
 candidates.py  a layer in any form between its neighbours, to be timed           layer → small models
 timing.py      what layers and plans take on a device                            latency table → ratios, forecast
 widths.py      how narrow channels may be, and what that damages                 Channels → widths

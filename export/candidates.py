@@ -23,7 +23,7 @@ from .tile import up_to_tile
 
 OPSET = 13  # the first in which what is used here has the form it still has
 _WEIGHT = 0.01  # of every weight; no product of a few of them is denormal
-_FUSED = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid")  # activations that the runtime fuses
+FUSED = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid")  # activations that the runtime fuses
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def place_of(layer: Layer) -> Place:
         strides=tuple(node.attributes.get_ints("strides", [1] * axes)),
         dilations=tuple(node.attributes.get_ints("dilations", [1] * axes)),
         pads=_pads(layer, axes),
-        activation=after if after in _FUSED else None,
+        activation=after if after in FUSED else None,
         biased=len(node.inputs) > 2 and node.inputs[2] is not None,
     )
 

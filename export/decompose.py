@@ -92,6 +92,35 @@ def plain_factors(kernel: Array, form: AnyForm, ranks: Sequence[int]) -> Factors
     return truncated_svd(kernel, form, *ranks) if isinstance(form, Form) else tucker2(kernel, ranks)
 
 
+def truncated(factors: Factors, ranks: Sequence[int]) -> Factors:
+    """The same convolutions with fewer channels between them, near what they compose to, in float64.
+
+    A kernel r'×r×a×b is the core r × ab × r' of a tensor train, and this is its rounding (Oseledets 2011, algorithm 2):
+    QR from the last to the first, truncated SVD back. Two factors are the SVD of their product (Eckart & Young 1936),
+    n err by at most √(n − 1) times the least. Ranks that the product cannot have are cut. Raises ValueError for others
+    than 1 to those there are.
+    """
+    if len(ranks) != len(factors.ranks) or not all(
+        1 <= new <= old for new, old in zip(ranks, factors.ranks, strict=True)
+    ):
+        raise ValueError(f"expected ranks from 1 to {factors.ranks}, found {list(ranks)}")
+    cores = [kernel.astype(np.float64).transpose(1, 2, 3, 0) for kernel in factors.kernels]
+    for at in range(len(cores) - 1, 0, -1):
+        basis, rest = np.linalg.qr(cores[at].reshape(len(cores[at]), -1).T)
+        cores[at] = basis.T.reshape(-1, *cores[at].shape[1:])
+        cores[at - 1] = cores[at - 1] @ rest.T
+    roots = []
+    for at, rank in enumerate(ranks):
+        left, values, right = np.linalg.svd(cores[at].reshape(-1, cores[at].shape[-1]), full_matrices=False)
+        cores[at] = left[:, :rank].reshape(*cores[at].shape[:-1], -1)
+        cores[at + 1] = np.tensordot(values[:rank, None] * right[:rank], cores[at + 1], 1)
+        roots.append(np.sqrt(np.where(values[:rank] > 0, values[:rank], 1)))
+    for at, root in enumerate(roots):  # both sides carry √σ, as in `truncated_svd`
+        cores[at] = cores[at] * root
+        cores[at + 1] = cores[at + 1] / root[:, None, None, None]
+    return Factors(tuple(core.transpose(3, 0, 1, 2) for core in cores))
+
+
 def tucker2(kernel: Array, ranks: Sequence[int], sweeps: int = HOOI_SWEEPS) -> Factors:
     """1×1 i→r₁, h×w r₁→r₂, 1×1 r₂→o by higher-order orthogonal iteration (De Lathauwer et al. 2000), in float64.
 

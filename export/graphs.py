@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -63,7 +63,7 @@ def with_weights(proto: onnx.ModelProto, weights: Mapping[str, NDArray]) -> onnx
     changed.CopyFrom(proto)
     for entry in changed.graph.initializer:
         if entry.name in weights:
-            entry.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(weights[entry.name]), entry.name))
+            entry.CopyFrom(onnx.numpy_helper.from_array(np.asarray(weights[entry.name], order="C"), entry.name))
     return changed
 
 
@@ -131,6 +131,23 @@ def sizes(value: ir.Value | None) -> list[int | None]:
     return [dimension if isinstance(dimension, int) else None for dimension in value.shape]
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads the value, once; None too where it is an output of the graph."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def runs(nodes: Iterable[ir.Node], following: Mapping[ir.Node, ir.Node]) -> Iterator[list[ir.Node]]:
+    """Nodes in rows, each followed by the next, in the order of the rows' first nodes."""
+    later = set(following.values())
+    for node in nodes:
+        run = [] if node in later else [node]
+        while run and run[-1] in following:
+            run.append(following[run[-1]])
+        if run:
+            yield run
+
+
 def add_initializer(graph: ir.Graph, name: str, numbers: NDArray) -> ir.Value:
     """Register `numbers` under `name`, or under `name_2`, … when that is taken."""
     value = ir.Value(name=unique(name, graph.initializers), const_value=ir.tensor(numbers))
@@ -141,7 +158,8 @@ def add_initializer(graph: ir.Graph, name: str, numbers: NDArray) -> ir.Value:
 
 def set_array(value: ir.Value, numbers: NDArray) -> None:
     """Give an initialiser new numbers, and the type and shape that go with them."""
-    value.const_value = ir.tensor(np.ascontiguousarray(numbers), name=value.name)
+    numbers = np.asarray(numbers, order="C")  # ascontiguousarray would make a scalar a vector
+    value.const_value = ir.tensor(numbers, name=value.name)
     value.shape = ir.Shape(numbers.shape)
     value.dtype = value.const_value.dtype
 
@@ -168,6 +186,22 @@ def remove_node(node: ir.Node, replacement: ir.Value) -> None:
     graph.remove(node, safe=True)
     if is_output:
         replacement.name = name
+
+
+def replace_node(old: ir.Node, new: ir.Node) -> None:
+    """`new` in the place of `old`, and of what only it read; both have one output."""
+    output, graph = old.outputs[0], old.graph
+    assert graph is not None, f"node {old.name!r} is in no graph"
+    new.outputs[0].name, new.outputs[0].type = f"{output.name}_rewritten", output.type
+    new.outputs[0].shape = output.shape
+    graph.insert_before(old, new)
+    sources = [old.inputs[0]]
+    remove_node(old, new.outputs[0])
+    while sources and (value := sources.pop()) is not None and not value.uses() and not value.is_graph_output():
+        producer = value.producer()
+        if producer is not None:
+            sources += producer.inputs[:1]
+            graph.remove(producer, safe=True)
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:

@@ -10,6 +10,7 @@ plans.py     plan.json, parity.json, frontier.json
 scores.py    evaluation.json
 boards.py    cards and what a board turns out to be
 bench.py     bench.json
+explanations.py  explanation.json
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .bench import (
     Variant,
 )
 from .boards import Card, CpuFacts, Facts, Weather
+from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
 from .plans import (
     Compressed,
     Damage,
@@ -80,6 +82,7 @@ from .training import (
 )
 
 __all__ = [
+    "Bar",
     "Bench",
     "Block",
     "Card",
@@ -100,17 +103,21 @@ __all__ = [
     "EpochRow",
     "Evaluation",
     "EvidenceRow",
+    "Explained",
+    "Explanation",
     "Facts",
     "FormName",
     "Frontier",
     "FrontierPoint",
     "GroupDecision",
+    "Improvement",
     "Launch",
     "LayerDecision",
     "LayerSummary",
     "LayerTable",
     "LayerTime",
     "Made",
+    "Matched",
     "ModelScore",
     "ModelSpec",
     "Moment",
@@ -137,6 +144,7 @@ __all__ = [
     "RuleCurve",
     "RulePoint",
     "Score",
+    "Seconds",
     "Sha256",
     "Sustained",
     "TrainRecord",

@@ -151,10 +151,9 @@ def _tie_parts(parts: list[Ids | None], whole: Ids | None, coupling: Coupling) -
 
 
 def _write_split(node: ir.Node, parts: list[Ids], kept: Kept) -> None:
-    masks = [kept(part) for part in parts]
-    if all(mask.all() for mask in masks):
+    counts = np.array([kept(part).sum() for part in parts], np.int64)
+    if counts.tolist() == [len(part) for part in parts]:
         return
-    counts = np.array([mask.sum() for mask in masks], np.int64)
     if "split" in node.attributes:
         node.attributes["split"] = ir.AttrInt64s("split", counts.tolist())
         return
@@ -200,14 +199,14 @@ def _insert_gather(node: ir.Node, axis: int, positions: NDArray[np.int64]) -> No
 
 
 def _write_pad(node: ir.Node, axis: int, ends: tuple[Ids, Ids], kept: Kept) -> None:
-    if all(kept(end).all() for end in ends):
+    counts = [int(kept(end).sum()) for end in ends]
+    if counts == [len(end) for end in ends]:
         return
     rank = len(sizes(node.inputs[0]))
     old = array(input_at(node, 1))
     amounts = np.array(node.attributes.get_ints("pads", ()) if old is None else old, np.int64)
     position = axes_or_all(node, 3, rank).index(axis)
-    for place, end in zip((position, position + len(amounts) // 2), ends, strict=True):
-        amounts[place] = kept(end).sum()
+    amounts[[position, position + len(amounts) // 2]] = counts
     if old is None:
         node.attributes["pads"] = ir.AttrInt64s("pads", amounts.tolist())
     else:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import InputError
-from ..graphs import add_initializer, array, input_at, refresh_shapes, remove_node, sizes, unique
+from ..graphs import add_initializer, array, input_at, refresh_shapes, replace_node, sizes, unique
 
 
 def convolve_shortcuts(model: ir.Model) -> int:
@@ -145,7 +145,7 @@ def _convolve(last: ir.Node, chosen: _Selection, graph: ir.Graph) -> None:
     name = unique(f"{last.name or 'shortcut'}_conv", {node.name for node in graph})
     weight = add_initializer(graph, f"{name}.weight", kernel)
     made = ir.node("Conv", [chosen.source, weight], {"kernel_shape": [1, 1], "strides": chosen.strides}, name=name)
-    _put(last, made, graph)
+    replace_node(last, made)
 
 
 def _is_mean_of_pixels(node: ir.Node) -> bool:
@@ -159,22 +159,7 @@ def _pool(node: ir.Node, graph: ir.Graph) -> None:
     pooled = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}_pool")
     pooled.outputs[0].name, pooled.outputs[0].type = f"{node.name}_pooled", node.outputs[0].type
     if node.attributes.get_int("keepdims", 1):
-        _put(node, pooled, graph)
+        replace_node(node, pooled)
         return
     graph.insert_before(node, pooled)
-    _put(node, ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}, name=node.name), graph)
-
-
-def _put(old: ir.Node, new: ir.Node, graph: ir.Graph) -> None:
-    """`new` in the place of `old`, and of what only it read."""
-    output = old.outputs[0]
-    new.outputs[0].name, new.outputs[0].type = f"{output.name}_rewritten", output.type
-    new.outputs[0].shape = output.shape
-    graph.insert_before(old, new)
-    sources = [old.inputs[0]]
-    remove_node(old, new.outputs[0])
-    while sources and (value := sources.pop()) is not None and not value.uses() and not value.is_graph_output():
-        producer = value.producer()
-        if producer is not None:
-            sources += producer.inputs[:1]
-            graph.remove(producer, safe=True)
+    replace_node(node, ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}, name=node.name))

@@ -21,6 +21,7 @@ from ...records import (
     Caution,
     Comparison,
     Evaluation,
+    Explanation,
     Frontier,
     Parity,
     Plan,
@@ -46,6 +47,7 @@ class Side:
     parity: Parity | None = None
     train: TrainRecord | None = None
     frontier: Frontier | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +220,7 @@ def _side(folder: Path, prefix: str) -> Side:
         parity=_optional(Parity, folder / f"{prefix}parity.json"),
         train=_optional(TrainRecord, folder / f"{prefix}train.json"),
         frontier=_optional(Frontier, folder / f"{prefix}frontier.json"),
+        explanation=_optional(Explanation, folder / f"{prefix}explanation.json"),
     )
 
 

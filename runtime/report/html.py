@@ -11,6 +11,7 @@ from .answer import answer
 from .assemble import Report
 from .context import context_rows
 from .curves import training_figures
+from .ledger import waterfall
 from .load_tables import load_tables
 from .plots import figures
 from .rules import frontier_figure
@@ -43,7 +44,7 @@ def html_text(report: Report) -> str:
         where=where(report),
         files=files_table(report),
         variants=variants_table(report),
-        figures=[*figures(report), *filter(None, [frontier_figure(report)])],
+        figures=[*figures(report), *filter(None, [frontier_figure(report), waterfall(report)])],
         realised=realised_table(report),
         loads=load_tables(report),
         plans=_plans(report),

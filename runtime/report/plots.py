@@ -58,12 +58,13 @@ def frame(x: Scale, y: Scale, x_name: str, y_name: str, suffix: str = "") -> lis
     for tick in y.ticks():
         marks.append(line(x.start, y(tick), x.end, y(tick), "grid"))
         marks.append(label(x.start - 6, y(tick) + 4, f"{tick:g}{suffix}", "tick", "end"))
-    marks += _x_axis(x, y.start, x_name)
+    marks += x_axis(x, y.start, x_name)
     marks.append(label(4, 12, y_name, "axis"))
     return marks
 
 
-def _x_axis(x: Scale, base: float, name: str) -> list[Markup]:
+def x_axis(x: Scale, base: float, name: str) -> list[Markup]:
+    """The horizontal axis of a figure, its ticks and its name."""
     marks = [line(x.start, base, x.end, base, "base")]
     for tick in x.ticks():
         marks.append(line(x(tick), base, x(tick), base + 4, "base"))
@@ -94,7 +95,7 @@ def distribution(report: Report) -> Figure | None:
     x = scale(ends, 6, WIDTH - 6, log=True, pad=0.03)
     tall = max(_LEAST_ROW, min(_ROW, _RIDGES / len(rows)))
     base = 10 + tall * len(rows)
-    marks = [line(x(t), 8, x(t), base, "grid") for t in x.ticks()] + _x_axis(x, base, "latency / ms, log scale")
+    marks = [line(x(t), 8, x(t), base, "grid") for t in x.ticks()] + x_axis(x, base, "latency / ms, log scale")
     for index, row in enumerate(rows):
         marks += _ridge(row, x, 8 + tall * (index + 1), tall - 16)
     beyond = sum(int(((row.samples_s * 1e3 < x.low) | (row.samples_s * 1e3 > x.high)).sum()) for row in rows)

@@ -10,7 +10,7 @@ import pytest
 from rankfold.errors import InputError
 from rankfold.export.fold import tidy
 from rankfold.export.footprint import total_bytes
-from rankfold.export.graphs import IR_VERSION, serialize
+from rankfold.export.graphs import IR_VERSION, serialize, with_weights
 from rankfold.export.opsets import require_known_opset, retargeted, target
 from rankfold.export.passes.flush_denormals import count_denormals, flush_denormals
 
@@ -43,6 +43,14 @@ def test_what_depends_on_no_input_is_computed():
     assert constant is not None
     assert constant.const_value is not None
     assert constant.const_value.numpy().tolist() == [2.0, 8.0, 2.0, 4.0]
+
+
+def test_a_scalar_stays_one():
+    model = _text("a = Constant<value = float {1.5}>() b = Add(a, a) y = Mul(x, b)")
+    (constant,) = ir.to_proto(model).graph.initializer
+    assert list(constant.dims) == []
+    (changed,) = with_weights(ir.to_proto(model), {constant.name: np.array(2.0, np.float32)}).graph.initializer
+    assert (list(changed.dims), onnx.numpy_helper.to_array(changed)) == ([], 2.0)
 
 
 def test_the_shape_of_what_is_known_is_a_constant_and_a_symbol_stays_one():

@@ -87,6 +87,20 @@ def test_the_frontier_is_drawn_with_what_lies_beyond_it(comparison: Path) -> Non
     assert "Judged on 256 inputs that they were not fitted to. Beyond the axis: 3." in words
 
 
+def test_the_explanation_is_drawn_for_the_file_that_it_is_of(comparison: Path) -> None:
+    words = text(write_report(comparison))
+    assert "Where the time went" in words
+    assert "ranks off the tile +0.4" in words
+    assert "not explained +0.03" in words
+    assert "it takes 1.39" in words
+    assert "16 launches" in words
+    assert "Worth making next: ranks off the tile, 0.3 ms." in words
+    path = comparison / "models/compact.explanation.json"
+    found = samples.explanation()
+    found.model_copy(update={"second": found.first}).write(path)
+    assert "Where the time went" not in text(write_report(comparison))
+
+
 def test_a_compressed_file_brings_its_own_records(tmp_path: Path) -> None:
     """`rankfold compress net.onnx -o compact.onnx --frontier`, then bench and report in the same folder."""
     samples.bench(("dense", "compact")).write(tmp_path / "bench.json")
