@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .errors import InputError
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from .export.calibration import Preprocess
     from .export.compress import Wish
     from .train.tune import Settings
+
+
+_AROUND_S = 600.0  # to open files, beside the time there is to measure
 
 
 def fold_file(
@@ -203,6 +208,8 @@ def explain_files(
 
     require_writable(output)
     facts = _on_tile(probe_device(device)[0], tile)
+    given = {"--device": device if device != "host" else None, "--tile": tile if tile != "auto" else None}
+    options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
 
     def work() -> str:
         from .devices.local import LocalTransport
@@ -210,13 +217,13 @@ def explain_files(
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
-        watch = stopwatch(LocalTransport(), facts, Options(threads=threads))
-        with bars(stderr) as new_bar:
-            found = explain(first, second, watch, device=device, time_s=time_s, report=progress(new_bar))
-        return found.model_dump_json()
+        with TemporaryDirectory(prefix="rankfold-") as folder, bars(stderr) as new_bar:
+            watch = stopwatch(LocalTransport(), facts, Options(threads=threads), Path(folder) / "table.sqlite")
+            told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
+            return explain(first, second, watch, **told).model_dump_json()
 
     with stderr_for_child() as stderr:
-        answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
+        answer = guarded(work, memory_bytes=memory_bytes, limit_s=max(limit_s, 2 * time_s + _AROUND_S))
     found = Explanation.model_validate_json(answer)
     found.write(output)
     return found

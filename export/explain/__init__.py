@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,19 +24,22 @@ from ...runtime import costs
 from ...runtime.inputs import Given
 from ...runtime.latency import Stopwatch
 from ..fold import finished, naming, opened, record_names
-from ..graphs import load, serialize, sizes, write_into
+from ..graphs import is_large, load, serialize, sizes, write_into
 from ..parity import lossy_check, require
 from ..reporting import Report, silent
-from .causes import Change, changes, steps
+from ..sessions import session
+from .causes import Change, changes, copied, folded, steps
 from .floor import without_layers
-from .ledger import LAUNCHES, Ledger, Runs, seconds, worth
+from .ledger import FIRST, FLOOR, IDLE, LAUNCHES, SECOND, Ledger, Times, over_launches
 from .matching import matched, rows, share_matched, units
 
 RELATED = 0.5  # of the first file's MACs, in layers that the second has too
 _LEDGER, _SCREENED = 0.5, 0.75  # of the time there is: when the ledger ends, and when changes have been looked through
-_AT_ONCE, _FINALISTS = 8, 6  # files tried side by side, changes that are measured again
-_TOGETHER = "the best of each place together"
+_AT_ONCE, _FINALISTS = 6, 6  # files tried side by side, changes that are measured again
 _MOST_CONTESTS = 8  # of a ledger: beyond it intervals hardly shrink
+_FOLDED = "folded"
+_TOGETHER = "the best of each place together"
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
 @dataclass(frozen=True)
@@ -47,35 +50,42 @@ class _File:
     raw: ir.Model
     content: bytes
     tidied: ir.Model
+    macs: int
 
     def told(self, times: Seconds | None) -> Explained:
         """For the record."""
-        counted = costs.count(self.path)
+        parameters = costs.count(self.path).parameters
+        size, sha256 = self.path.stat().st_size, sha256_of(self.path)
         return Explained(
             file=self.path.name,
-            sha256=sha256_of(self.path),
-            size_bytes=self.path.stat().st_size,
-            macs=counted.macs or 0,
-            parameters=counted.parameters,
+            sha256=sha256,
+            size_bytes=size,
+            macs=self.macs,
+            parameters=parameters,
             seconds=times,
         )
 
 
 def explain(
-    first: Path, second: Path, watch: Stopwatch, *, device: str = "host", time_s: float = 300.0, report: Report = silent
+    first: Path,
+    second: Path,
+    watch: Stopwatch,
+    *,
+    device: str = "host",
+    options: str = "",
+    time_s: float = 300.0,
+    report: Report = silent,
 ) -> Explanation:
-    """Measure for about so long. Raises InputError for files that cannot be read or run, or do not belong together."""
+    """Measure for about so long; `options` are what the command was given, for those that it suggests.
+
+    Raises InputError for files that cannot be read or run, or do not belong together.
+    """
     began, tile = time.monotonic(), watch.facts.tile
     one, two = _read(first), _read(second)
     _require_one_interface(one, two)
     pairs = matched(units(one.tidied), units(two.tidied))
-    if share_matched(pairs) < RELATED:
-        raise InputError(
-            f"{second} is no version of {first}: only {share_matched(pairs):.0%} of its MACs are in layers that both "
-            "have; give the file that it was made from"
-        )
     told = {"device": device, "facts": watch.facts, "threads": watch.options.threads, "layers": rows(pairs)}
-    if serialize(one.tidied) == serialize(two.tidied) and one.content == two.content:
+    if one.content == two.content:
         return Explanation(
             **told,
             launches=0,
@@ -89,24 +99,30 @@ def explain(
             left_out=[],
             verdict="no difference: the two files are the same",
         )
+    if share_matched(pairs) < RELATED:
+        raise InputError(
+            f"{second} is no version of {first}: only {share_matched(pairs):.0%} of its MACs are in layers that both "
+            "have; give the file that it was made from"
+        )
     with naming(second):
         done = steps(two.raw, two.tidied, one.tidied, tile)
-    floor = without_layers(one.tidied)
-    ledger = Ledger(Runs(two.content), one.content, _macs(one), floor and serialize(floor), done)
-    contents = [one.content, *(step.content for step in done), *([] if ledger.floor is None else [ledger.floor])]
-    launches = _timed(ledger.runs, watch, contents, began + _LEDGER * time_s, report)
-    bars = _bars(ledger)
-    better = _improvements(one, two, watch, tile, (began + _SCREENED * time_s, began + time_s), report)
+    times = Times(SECOND, two.content)
+    contents = {FIRST: one.content} | {step.cause: step.content for step in done[1:]}
+    contents |= _floor(one, sums=watch.facts.layout == "nchwc")
+    launches = _run(times, watch, contents, began + _LEDGER * time_s, "timing what each cause costs", report)
+    ledger = Ledger(times, one.macs, done)
+    command = f"rankfold explain {shlex.quote(str(first))} {shlex.quote(str(second))}{options}"
+    better = _Better(one, two, watch, command, report).found((began + _SCREENED * time_s, began + time_s))
     explanation = Explanation(
         **told,
         launches=launches,
-        first=one.told(seconds(ledger.runs.of(one.content))),
-        second=two.told(seconds(ledger.runs.of(two.content))),
-        hoped=seconds(ledger.runs.of(one.content) * ledger.second.macs / ledger.first_macs),
-        gap=seconds(ledger.gap()),
-        bars=bars,
-        residual=seconds(ledger.residual()),
-        improvements=better.found,
+        first=one.told(over_launches(times.of(FIRST))),
+        second=two.told(over_launches(times.of(SECOND))),
+        hoped=over_launches(ledger.hoped()),
+        gap=over_launches(ledger.gap()),
+        bars=_bars(ledger),
+        residual=over_launches(ledger.residual()),
+        improvements=better.alone,
         together=better.together,
         left_out=better.left_out,
         verdict="",
@@ -122,18 +138,18 @@ def verdict(found: Explanation) -> str:
     assert gap is not None, "timed"
     assert found.hoped is not None, "timed"
     fewer = one.macs / two.macs
-    macs = f"{fewer:.2f}× fewer MACs" if fewer >= 1 else f"{1 / fewer:.2f}× more MACs"
+    macs = "as many MACs as" if fewer == 1 else f"{fewer:.2f}× fewer MACs than"
+    macs = macs if fewer >= 1 else f"{1 / fewer:.2f}× more MACs than"
     said = (
-        f"{two.file} has {macs} than {one.file}, which promises {1e3 * found.hoped.value:.3g} ms; it takes "
+        f"{two.file} has {macs} {one.file}, which promises {1e3 * found.hoped.value:.3g} ms; it takes "
         f"{1e3 * two.seconds.value:.3g} ms, {one.seconds.value / two.seconds.value:.2f}× as fast"
     )
     if not gap.is_clear and not any(bar.costs.is_clear for bar in found.bars):
         return f"no difference that the MACs do not explain: {said}"
-    clear = [bar for bar in found.bars if bar.costs.is_clear and bar.costs.value > 0]
+    clear = [bar for bar in found.bars if bar.costs.low > 0]
     if not clear:
         return f"{said}; no cause was shown"
-    first = max(clear, key=lambda bar: bar.costs.value)
-    return f"{said}; first cause: {first.cause}, {1e3 * first.costs.value:+.3g} ms"
+    return f"{said}; first cause: {clear[0].cause}, {1e3 * clear[0].costs.value:+.3g} ms"
 
 
 def make_into(
@@ -147,13 +163,14 @@ def make_into(
     one = _read(first)
     with naming(second):
         model, case = opened(second, Given(), folder)
-    known = {change.name: change for change in changes(model, one.tidied, tile)}
+    known = {change.name: change for change in changes(folded(model), one.tidied, tile)}
     unknown = next((name for name in made if name not in known), None)
     if unknown is not None:
         raise InputError(f"--make '{unknown}': {second} has no such change; there are: {'; '.join(known) or 'none'}")
     places = [known[name].place for name in made]
     if len(set(places)) < len(places):
         raise InputError(f"--make: two changes of '{max(places, key=places.count)}'; give one of them")
+    model = folded(model)
     errors = {name: known[name].apply(model) for name in made}
     model, what = finished(model, None), "make the changes"
     if any(error is not None for error in errors.values()):
@@ -169,58 +186,71 @@ def make_into(
 def _read(path: Path) -> _File:
     with naming(path), TemporaryDirectory(prefix="rankfold-") as folder:
         raw = load(path)
+        if is_large(raw):
+            raise InputError("explain takes models that fit one ONNX file, up to 2 GB; give a smaller one")
+        integer = next((node.op_type for node in raw.graph if node.op_type in _QUANTIZED), None)
+        if integer is not None:
+            raise InputError(f"it is quantised ({integer}): only float32 files are explained; give the one before")
         tidied, _ = opened(path, Given(), Path(folder))
-        content = serialize(ir.from_proto(ir.to_proto(raw)))
-        if not costs.count(ir.to_proto(raw)).macs:
-            raise InputError("its MACs cannot be counted: the sizes of an input are open; export it with fixed ones")
-    return _File(path, raw, content, tidied)
-
-
-def _macs(file: _File) -> int:
-    return costs.count(ir.to_proto(file.raw)).macs or 0
+        counted = costs.count(ir.to_proto(raw))
+        if not counted.macs:
+            lost = next((name for name, layer in counted.layers.items() if layer.macs is None), None)
+            why = "it has none" if lost is None else f"those of node '{lost}' are not known"
+            raise InputError(f"its MACs are what a gain is held against, and {why}; export it with fixed sizes")
+        return _File(path, raw, serialize(copied(raw)), tidied, counted.macs)
 
 
 def _require_one_interface(one: _File, two: _File) -> None:
-    taken = [", ".join(_told(value) for value in file.tidied.graph.inputs) for file in (one, two)]
+    taken = [", ".join(map(_told, file.tidied.graph.inputs)) for file in (one, two)]
     if taken[0] != taken[1]:
         raise InputError(f"{one.path} takes {taken[0]}, {two.path} takes {taken[1]}; give two files of one network")
 
 
 def _told(value: ir.Value) -> str:
-    """An input, whatever its batch."""
-    return f"'{value.name}' {'×'.join('?' if size is None else str(size) for size in sizes(value)[1:])} {value.dtype}"
+    """An input, whatever it is called; an open batch is run as 1."""
+    shape = [*(size or 1 for size in sizes(value)[:1]), *sizes(value)[1:]]
+    return f"{'×'.join('?' if size is None else str(size) for size in shape)} {value.dtype}"
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def _timed(runs: Runs, watch: Stopwatch, contents: Sequence[bytes], until: float, report: Report) -> int:
+def _floor(one: _File, *, sums: bool) -> dict[str, bytes]:
+    """The first file without its layers and the idle one, where the runtime takes them."""
+    made = without_layers(one.tidied, sums=sums)
+    if made is None:
+        return {}
+    contents: dict[str, bytes] = {FLOOR: serialize(made[0]), IDLE: serialize(made[1])}
+    return contents if all(_runs(content) for content in contents.values()) else {}
+
+
+def _runs(content: bytes) -> bool:
+    """Whether the runtime takes a file that was made here."""
+    try:
+        session(content, "a changed file", optimized=False)
+    except InputError:
+        return False
+    return True
+
+
+def _run(times: Times, watch: Stopwatch, contents: Mapping[str, bytes], until: float, step: str, report: Report) -> int:
     """Launches until the time is up, one contest at least; returns how many."""
     done, began = 0, time.monotonic()
-    while not done or (time.monotonic() + (time.monotonic() - began) / done < until and done < _MOST_CONTESTS):
-        report("timing what each cause costs", done, _MOST_CONTESTS)
-        runs.add(watch, contents)
+    while not done or (done < _MOST_CONTESTS and time.monotonic() + (time.monotonic() - began) / done < until):
+        report(step, done, _MOST_CONTESTS)
+        times.add(watch, contents)
         done += 1
-    report("timing what each cause costs", _MOST_CONTESTS, _MOST_CONTESTS)
+    report(step, _MOST_CONTESTS, _MOST_CONTESTS)
     return done * LAUNCHES
 
 
 def _bars(ledger: Ledger) -> list[Bar]:
     """Largest first."""
     found = []
-    if ledger.floor is not None:
+    if ledger.has_floor:
         about = "what was never a convolution or a matrix product does not go with the MACs"
-        changed = "the first file without its layers, their outputs given"
-        found.append(
-            Bar(
-                cause="never a layer",
-                about=about,
-                places=[],
-                changed=changed,
-                macs=0,
-                costs=seconds(ledger.floor_costs()),
-            )
-        )
+        changed, spent = "the first file without its layers, their outputs given", over_launches(ledger.floor_costs())
+        found.append(Bar(cause="never a layer", about=about, places=[], changed=changed, macs=0, costs=spent))
     for number, step in enumerate(ledger.steps[1:], 1):
         found.append(
             Bar(
@@ -229,72 +259,112 @@ def _bars(ledger: Ledger) -> list[Bar]:
                 places=step.places,
                 changed=step.changed,
                 macs=step.macs,
-                costs=seconds(ledger.costs(number)),
+                costs=over_launches(ledger.costs(number)),
             )
         )
     return sorted(found, key=lambda bar: -bar.costs.value)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Better:
-    found: list[Improvement]
-    together: Improvement | None
-    left_out: list[str]
+    """Changes to the second file: each alone, roughly; the best of them again, on fresh samples, and together."""
 
+    one: _File
+    two: _File
+    watch: Stopwatch
+    command: str
+    report: Report
 
-def _improvements(
-    one: _File, two: _File, watch: Stopwatch, tile: int, until: tuple[float, float], report: Report
-) -> _Better:
-    """Each change alone, roughly; the best of them again, on fresh samples, with all of them in one file."""
-    known = changes(two.tidied, one.tidied, tile)
-    files = {change.name: _changed(two.tidied, [change]) for change in known}
-    base, rough, left_out = serialize(two.tidied), dict[str, Seconds](), list[str]()
-    for start in range(0, len(known), _AT_ONCE):
-        names = [change.name for change in known[start : start + _AT_ONCE]]
-        if start and time.monotonic() > until[0]:
-            left_out += names
-            continue
-        report("trying changes", start, len(known))
-        runs = Runs(base)
-        runs.add(watch, [files[name][0] for name in names])
-        rough |= worth(runs, {name: files[name][0] for name in names})
-    report("trying changes", len(known), len(known))
-    gains = [change for change in known if change.name in rough and rough[change.name].value > 0]
-    chosen = sorted(gains, key=lambda change: -rough[change.name].value)[:_FINALISTS]
-    if not chosen:
-        return _Better([], None, left_out)
-    contents = {change.name: files[change.name] for change in chosen}
-    places: dict[str, Change] = {}
-    for change in chosen:
-        places.setdefault(change.place, change)
-    if len(places) > 1:
-        contents[_TOGETHER] = _changed(two.tidied, list(places.values()))
-    runs = Runs(base)
-    _timed(runs, watch, [content for content, _ in contents.values()], until[1], report)
-    gained = worth(runs, {name: content for name, (content, _) in contents.items()})
-    about = {change.name: change.about for change in chosen}
-    found = [
-        Improvement(
-            name=name,
-            about=about.get(name, "all of these changes"),
-            error=error,
-            worth=gained[name],
-            command=_command(one.path, two.path, [name] if name in about else [c.name for c in places.values()]),
+    def __post_init__(self) -> None:
+        self.alone: list[Improvement] = []
+        self.together: Improvement | None = None
+        self.left_out: list[str] = []
+        self._base = folded(self.two.tidied)
+        self._content = serialize(copied(self._base))
+
+    def found(self, until: tuple[float, float]) -> _Better:
+        """Look through all that there are until the first time, measure until the second."""
+        self._fold()
+        self.report("looking for changes", 0, 1)
+        known = changes(self._base, self.one.tidied, self.watch.facts.tile)
+        self.report("looking for changes", 1, 1)
+        rough = self._rough(known, until[0])
+        gains = sorted((change for change in known if rough.get(change.name, 0) > 0), key=lambda c: -rough[c.name])
+        chosen, places = gains[:_FINALISTS], dict[str, Change]()
+        self.left_out += [change.name for change in gains[_FINALISTS:]]
+        for change in chosen:
+            places.setdefault(change.place, change)
+        wanted = {change.name: [change] for change in chosen}
+        if len(places) > 1:
+            wanted[_TOGETHER] = list(places.values())
+        self._measure(wanted, until[1])
+        return self
+
+    def _fold(self) -> None:
+        """What hygiene alone gains, for whoever has not folded the file."""
+        if self._content == self.two.content:
+            return
+        times = Times(SECOND, self.two.content)
+        times.add(self.watch, {_FOLDED: self._content})
+        worth = over_launches(times.gains(_FOLDED))
+        if worth.low > 0:
+            about = "constants and BatchNormalization folded, denormal weights set to zero; the others begin there"
+            command = f"rankfold fold {shlex.quote(str(self.two.path))} -o better.onnx"
+            self.alone.append(Improvement(name=_FOLDED, about=about, error=None, worth=worth, command=command))
+
+    def _rough(self, known: Sequence[Change], until: float) -> dict[str, float]:
+        """What each change gains, of those that there is time for."""
+        found: dict[str, float] = {}
+        for start in range(0, len(known), _AT_ONCE):
+            some = known[start : start + _AT_ONCE]
+            if start and time.monotonic() > until:
+                self.left_out += [change.name for change in some]
+                continue
+            self.report("trying changes", start, len(known))
+            contents = self._made({change.name: [change] for change in some})
+            if contents:
+                times = Times(_FOLDED, self._content)
+                times.add(self.watch, {name: content for name, (content, _) in contents.items()})
+                found |= {name: float(times.gains(name).mean()) for name in contents}
+        self.report("trying changes", len(known), len(known))
+        return found
+
+    def _measure(self, wanted: Mapping[str, Sequence[Change]], until: float) -> None:
+        contents = self._made(wanted)
+        if not contents:
+            return
+        times = Times(_FOLDED, self._content)
+        _run(
+            times,
+            self.watch,
+            {n: content for n, (content, _) in contents.items()},
+            until,
+            "measuring changes",
+            self.report,
         )
-        for name, (_, error) in contents.items()
-    ]
-    shown = [improvement for improvement in found if improvement.worth.low > 0]
-    alone = sorted((i for i in shown if i.name in about), key=lambda i: -i.worth.value)
-    return _Better(alone, next((i for i in shown if i.name not in about), None), left_out)
+        for name, (_, error) in contents.items():
+            worth = over_launches(times.gains(name))
+            made = [change.name for change in wanted[name]]
+            about = wanted[name][0].about if name != _TOGETHER else ", ".join(made)
+            command = f"{self.command} {' '.join(f'--make {shlex.quote(one)}' for one in made)} -o better.onnx"
+            improvement = Improvement(name=name, about=about, error=error, worth=worth, command=command)
+            if worth.low <= 0:
+                self.left_out.append(name)
+            elif name == _TOGETHER:
+                self.together = improvement
+            else:
+                self.alone.append(improvement)
+        self.alone.sort(key=lambda improvement: -improvement.worth.value)
 
-
-def _changed(model: ir.Model, made: Sequence[Change]) -> tuple[bytes, float | None]:
-    """A copy with these changes, and the largest error of all of them."""
-    copy = ir.from_proto(ir.to_proto(model))
-    errors = [error for change in made if (error := change.apply(copy)) is not None]
-    return serialize(copy), max(errors, default=None)
-
-
-def _command(first: Path, second: Path, names: Sequence[str]) -> str:
-    quoted = " ".join(f"--make {shlex.quote(name)}" for name in names)
-    return f"rankfold explain {shlex.quote(str(first))} {shlex.quote(str(second))} {quoted} -o better.onnx"
+    def _made(self, wanted: Mapping[str, Sequence[Change]]) -> dict[str, tuple[bytes, float | None]]:
+        """Files with these changes and their largest error; without those that the runtime does not take."""
+        found = {}
+        for name, made in wanted.items():
+            model = copied(self._base)
+            errors = [error for change in made if (error := change.apply(model)) is not None]
+            content = serialize(model)
+            if _runs(content):
+                found[name] = content, max(errors, default=None)
+            else:
+                self.left_out.append(name)
+        return found

@@ -1,7 +1,7 @@
 """What may keep a network from being as fast as its MACs promise, each cause with the file in which only it is gone.
 
 Two uses. The ledger takes causes away one after the other; there a file need not compute what it did, only run as it
-would. A change that a user may want is made to the file as it is, and says what it does to the numbers.
+would. A change that a user may want is made to the folded file, and says what it does to the numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ...runtime import costs
 from ..chains import Chain, chains, cut, kernel_of, undo
 from ..damage import distinct
@@ -23,25 +24,39 @@ from ..graphs import drop_unused_initializers, refresh_shapes, serialize
 from ..layers import Layer, layers_of
 from ..passes.bypass import bypass, detours
 from ..passes.factorize import replace
-from ..passes.flush_denormals import flush_denormals
+from ..passes.flush_denormals import count_denormals, flush_denormals
 from ..passes.pad_channels import OffTile, off_tile, pad_channels
 from ..passes.rewrites import REWRITES
 from ..tile import up_to_tile
 from .ledger import Step
 
 _EXACT = 1e-6  # of a kernel's norm: a chain that has lost no more is taken for exact
+_MOST_CHAINS = 12  # whose changes are tried, those with the most MACs
 
 
 @dataclass(frozen=True)
 class Change:
     """One that may be made to the second file. `apply` makes it and returns the largest relative change of a kernel,
-    None where the file computes what it did; of the changes at one `place` only one can be made.
+    None where the file computes what it did; of the changes at one `place` only one can be made. `macs` are at stake.
     """
 
     name: str
     about: str
     place: str
     apply: Callable[[ir.Model], float | None]
+    macs: int = 0
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """The same, to be changed."""
+    return ir.from_proto(ir.to_proto(model))
+
+
+def folded(tidied: ir.Model) -> ir.Model:
+    """A copy as `rankfold fold` leaves it: denormals are zero."""
+    model = copied(tidied)
+    flush_denormals(model)
+    return model
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------
@@ -53,20 +68,32 @@ def steps(raw: ir.Model, tidied: ir.Model, first: ir.Model, tile: int) -> list[S
 
     `raw` is the file as it was read, `tidied` the same after hygiene, as `first` is. None of them is changed.
     """
-    found = [_step(raw, "", "the file as it is", [], "")]
-    flushed = _copy(raw)
-    count = flush_denormals(flushed)
-    if count:
-        found.append(_step(flushed, "denormals", f"{count} weights are denormal", [], "set to zero"))
-    model = _copy(tidied)
-    flush_denormals(model)
-    found.append(_step(model, "hygiene", "constants and BatchNormalization are not folded", [], "folded"))
-    found += filter(None, (take_away(model, first, tile) for take_away in (_detours, _ranks, _widths, _factors)))
+    found = [
+        _step(raw, "", "the file as it is", [], ""),
+        _step(tidied, "hygiene", "constants and BatchNormalization are not folded", [], "folded"),
+    ]
+    model = folded(tidied)
+    count = _denormals(tidied)
+    if count and not _denormals(first):
+        found.append(_step(model, "denormals", f"{count} weights are denormal", [], "set to zero"))
+    factored = _others(chains(model), chains(first))
+    found += filter(None, (_detours(model, first), _ranks(model, first, tile), _widths(model, first, tile)))
+    if factored:
+        found.append(_factors(model, factored))
     return [step for number, step in enumerate(found) if not number or step.content != found[number - 1].content]
 
 
-def _detours(model: ir.Model, first: ir.Model, tile: int) -> Step | None:
-    places = [name for name, rewrite in REWRITES.items() if not rewrite(_copy(first)) and rewrite(model)]
+def _denormals(model: ir.Model) -> int:
+    return sum(map(count_denormals, model.graph.initializers.values()))
+
+
+def _others(found: Sequence[Chain], own: Sequence[Chain]) -> list[Chain]:
+    names = {chain.name for chain in own}
+    return [chain for chain in found if chain.name not in names]
+
+
+def _detours(model: ir.Model, first: ir.Model) -> Step | None:
+    places = [name for name, rewrite in REWRITES.items() if not rewrite(copied(first)) and rewrite(model)]
     own = {detour.nodes for detour in detours(first)}
     found = [detour for detour in detours(model) if detour.nodes not in own]
     for detour in found:
@@ -77,144 +104,156 @@ def _detours(model: ir.Model, first: ir.Model, tile: int) -> Step | None:
 
 
 def _ranks(model: ir.Model, first: ir.Model, tile: int) -> Step | None:
-    return _padded(model, tile, [group for group in off_tile(model, tile) if group.is_rank], "ranks off the tile")
+    return _padded(model, first, tile, "ranks off the tile", is_rank=True)
 
 
 def _widths(model: ir.Model, first: ir.Model, tile: int) -> Step | None:
+    return _padded(model, first, tile, "widths off the tile", is_rank=False)
+
+
+def _padded(model: ir.Model, first: ir.Model, tile: int, cause: str, *, is_rank: bool) -> Step | None:
     own = {(group.name, group.channels) for group in off_tile(first, tile)}
-    groups = [group for group in off_tile(model, tile) if not group.is_rank]
-    return _padded(model, tile, [g for g in groups if (g.name, g.channels) not in own], "widths off the tile")
-
-
-def _padded(model: ir.Model, tile: int, groups: Sequence[OffTile], cause: str) -> Step | None:
+    found = [group for group in off_tile(model, tile) if group.is_rank == is_rank]
+    groups = [group for group in found if (group.name, group.channels) not in own]
     if not groups:
         return None
-    places = [f"{_home(model, group)}: {group.channels} run as {group.padded}" for group in groups]
+    home = _homes(model)
+    places = [f"{home.get(group.name, group.name)}: {group.channels}, not {group.padded}" for group in groups]
     pad_channels(model, tile, [group.name for group in groups])
     return _step(model, cause, f"the device computes channels in steps of {tile}", places, "padded with zeros")
 
 
-def _factors(model: ir.Model, first: ir.Model, tile: int) -> Step | None:
-    own = {(chain.name, chain.ranks) for chain in chains(first)}
-    found = [chain for chain in chains(model) if (chain.name, chain.ranks) not in own]
-    if not found:
-        return None
+def _factors(model: ir.Model, found: Sequence[Chain]) -> Step:
     for chain in found:
         undo(model, chain)
-    places = [f"{chain.name}: {'/'.join(map(str, chain.ranks))}" for chain in found]
+    places = [f"{chain.name}: {_told(chain.ranks)}" for chain in found]
     about = "several thin layers for one: more nodes, more numbers written, less work for each that is read"
     return _step(model, "factors", about, places, "multiplied to the one layer they stand for")
 
 
 def _step(model: ir.Model, cause: str, about: str, places: list[str], changed: str) -> Step:
-    """Raises ValueError where the MACs are not known."""
-    content = serialize(model)
     macs = costs.count(ir.to_proto(model)).macs
-    if not macs:
-        raise ValueError("its MACs cannot be counted")
-    return Step(cause, about, places, changed, content, macs)
+    if macs is None:
+        raise InputError(f"the MACs without its {cause} cannot be counted; report the file")
+    return Step(cause, about, places, changed, serialize(model), macs)
 
 
-def _copy(model: ir.Model) -> ir.Model:
-    return ir.from_proto(ir.to_proto(model))
+def _homes(model: ir.Model) -> dict[str, str]:
+    """The layer that each factor belongs to."""
+    return {layer: chain.name for chain in chains(model) for layer in chain.layers}
+
+
+def _told(ranks: Sequence[int]) -> str:
+    return "/".join(map(str, ranks))
 
 
 # --- changes that a user may make ---------------------------------------------------------------------------
 
 
 def changes(model: ir.Model, first: ir.Model, tile: int) -> list[Change]:
-    """Of the second file after hygiene; `first` says how much its factors have lost already."""
-    return [*_exact(model, tile), *_per_chain(model, first, tile)]
+    """Of the second file, folded, most MACs first; `first` says how much its factors have lost already."""
+    factored, groups = chains(model), off_tile(model, tile)
+    found = [*_moves(model), *_paddings(model, groups, tile)]
+    largest = sorted(factored, key=lambda chain: -(chain.macs or 0))[:_MOST_CHAINS]
+    original = {layer.name: layer for layer in layers_of(first)}
+    for chain in largest:
+        found += _of_chain(model, chain, original.get(chain.name), tile)
+    cuts = {chain.name: fewer for chain in factored if (fewer := _on_tile(chain, tile)) != chain.ranks}
+    if len(cuts) > 1:
+        macs = sum(chain.macs or 0 for chain in factored)
+        found.append(
+            Change("all ranks cut", f"to the tile of {tile}", "all ranks", partial(_all_cut, ranks=cuts), macs)
+        )
+    return sorted(found, key=lambda change: -change.macs)
 
 
-def _exact(model: ir.Model, tile: int) -> Iterator[Change]:
+def _moves(model: ir.Model) -> Iterator[Change]:
+    whole = costs.count(ir.to_proto(model)).macs or 0
     for name, rewrite in REWRITES.items():
-        if rewrite(_copy(model)):
-            yield Change(name, "an exact rewrite", name, partial(_exactly, rewrite))
+        if rewrite(copied(model)):
+            yield Change(name, "an exact rewrite", name, partial(_exactly, rewrite), whole)
     for detour in detours(model):
         if detour.exact:
             name, taken_out = f"without {' → '.join(detour.nodes)}", partial(bypass, detour=detour)
-            yield Change(name, "they move numbers there and back", name, partial(_exactly, taken_out))
-    for group in off_tile(model, tile):
-        place = _home(model, group)
-        yield Change(
-            f"{place} {group.channels} → {group.padded}",
-            f"{'ranks' if group.is_rank else 'channels'} padded to the tile of {tile} with zeros",
-            place,
-            partial(_exactly, partial(pad_channels, tile=tile, names=[group.name])),
-        )
+            yield Change(name, "they move numbers there and back", name, partial(_exactly, taken_out), whole)
 
 
-def _home(model: ir.Model, group: OffTile) -> str:
-    """The layer whose factors the channels are between, or the first that puts them out."""
-    if not group.is_rank:
-        return group.name
-    return next((chain.name for chain in chains(model) if group.name in chain.layers), group.name)
+def _paddings(model: ir.Model, groups: Sequence[OffTile], tile: int) -> Iterator[Change]:
+    counted, home = costs.count(ir.to_proto(model)).layers, _homes(model)
+    by_place: dict[str, list[OffTile]] = {}
+    for group in groups:
+        by_place.setdefault(home.get(group.name, group.name) if group.is_rank else group.name, []).append(group)
+    for place, mine in by_place.items():
+        before, after = (_told([getattr(group, what) for group in mine]) for what in ("channels", "padded"))
+        about = f"{'ranks' if mine[0].is_rank else 'channels'} padded to the tile of {tile} with zeros"
+        names = [group.name for group in mine]
+        touched = {layer for group in mine for layer in (*group.producers, *group.readers)}
+        macs = sum(counted[layer].macs or 0 for layer in touched if layer in counted)
+        padded = partial(pad_channels, tile=tile, names=names)
+        yield Change(f"{place} {before} → {after}", about, place, partial(_exactly, padded), macs)
+    for is_rank, what in ((True, "all ranks"), (False, "all widths")):
+        names = [group.name for group in groups if group.is_rank == is_rank]
+        if len(names) > 1:
+            padded = partial(pad_channels, tile=tile, names=names)
+            macs = sum(cost.macs or 0 for cost in counted.values())
+            yield Change(f"{what} padded", f"to the tile of {tile}, with zeros", what, partial(_exactly, padded), macs)
+
+
+def _of_chain(model: ir.Model, chain: Chain, layer: Layer | None, tile: int) -> Iterator[Change]:
+    macs = chain.macs or 0
+    yield Change(f"{chain.name} in one layer", "factors multiplied", chain.name, partial(_undone, chain=chain), macs)
+    fewer = _on_tile(chain, tile)
+    if fewer != chain.ranks:
+        name, about = f"{chain.name} {_told(chain.ranks)} → {_told(fewer)}", f"ranks cut to the tile of {tile}"
+        yield Change(name, about, chain.name, partial(cut, chain=chain, ranks=fewer), macs)
+    kernel = kernel_of(model, chain)
+    if layer is not None and layer.kernel.shape == kernel.shape:
+        yield from _other_forms(chain, kernel, layer, tile)
+
+
+def _on_tile(chain: Chain, tile: int) -> tuple[int, ...]:
+    return tuple(rank if rank <= tile else rank // tile * tile for rank in chain.ranks)
+
+
+def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, tile: int) -> Iterator[Change]:
+    """The least rank on the tile in each form that loses no more of the first file's kernel than the chain does."""
+    lost = float(np.linalg.norm(kernel - layer.kernel) / (np.linalg.norm(layer.kernel) or 1.0))
+    if not lost < 1 or layer.pixels is None:
+        return  # trained from scratch: the first file's kernel says nothing of it
+    for form in distinct(list(FORMS), layer):
+        if not isinstance(form, Form) or form.full_rank(kernel.shape) < tile:
+            continue
+        values = np.linalg.svd(form.matricize(layer.kernel), compute_uv=False)
+        left = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0)) / np.linalg.norm(values)
+        rank = up_to_tile(max(int(np.argmax(left <= max(lost, _EXACT))), 1), tile)
+        if rank <= form.full_rank(kernel.shape) and form.macs(kernel.shape, rank, layer.pixels) < (chain.macs or 0):
+            yield Change(
+                f"{chain.name} {form.name} {rank}",
+                f"made anew from the first file's layer, no further from it than now ({lost:.1%}); to be fine-tuned",
+                chain.name,
+                partial(_reformed, chain=chain, kernel=layer.kernel, form=form, rank=rank),
+                chain.macs or 0,
+            )
 
 
 def _exactly(change: Callable[[ir.Model], object], model: ir.Model) -> None:
     change(model)
 
 
-def _per_chain(model: ir.Model, first: ir.Model, tile: int) -> Iterator[Change]:
-    original = {layer.name: layer for layer in layers_of(first)}
-    for chain in chains(model):
-        yield Change(f"{chain.name} in one layer", "factors multiplied", chain.name, partial(_undone, name=chain.name))
-        fewer = tuple(rank if rank <= tile else rank // tile * tile for rank in chain.ranks)
-        if fewer != tuple(chain.ranks):
-            yield Change(
-                f"{chain.name} {_told(chain.ranks)} → {_told(fewer)}",
-                f"ranks cut to the tile of {tile}",
-                chain.name,
-                partial(_cut, name=chain.name, ranks=fewer),
-            )
-        kernel, layer = kernel_of(model, chain), original.get(chain.name)
-        if layer is not None and layer.kernel.shape == kernel.shape:
-            yield from _other_forms(chain, kernel, layer, tile)
+def _undone(model: ir.Model, chain: Chain) -> None:
+    undo(model, chain)
 
 
-def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, tile: int) -> Iterator[Change]:
-    """The least rank on the tile in each form that loses no more of the first file's kernel than the chain does."""
-    lost = float(np.linalg.norm(kernel - layer.kernel) / np.linalg.norm(layer.kernel))
-    for form in distinct(list(FORMS), layer):
-        if not isinstance(form, Form) or form.full_rank(kernel.shape) < tile:
-            continue
-        values = np.linalg.svd(form.matricize(layer.kernel), compute_uv=False)
-        left = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0)) / np.linalg.norm(values)
-        rank = up_to_tile(int(np.argmax(left <= max(lost, _EXACT))), tile)
-        if rank > form.full_rank(kernel.shape) or layer.pixels is None:
-            continue
-        if form.macs(kernel.shape, rank, layer.pixels) < (chain.macs or 0):
-            yield Change(
-                f"{chain.name} {form.name} {rank}",
-                f"another form of the first file's layer, no further from it than now, {lost:.1%}",
-                chain.name,
-                partial(_reformed, name=chain.name, kernel=layer.kernel, form=form, rank=rank),
-            )
+def _all_cut(model: ir.Model, ranks: dict[str, tuple[int, ...]]) -> float:
+    return max(cut(model, chain, ranks[chain.name]) for chain in chains(model) if chain.name in ranks)
 
 
-def _undone(model: ir.Model, name: str) -> None:
-    undo(model, _chain(model, name))
-
-
-def _cut(model: ir.Model, name: str, ranks: Sequence[int]) -> float:
-    return cut(model, _chain(model, name), ranks)
-
-
-def _reformed(model: ir.Model, name: str, kernel: NDArray[np.float64], form: Form, rank: int) -> float:
-    dense = undo(model, _chain(model, name))
-    layer = next(layer for layer in layers_of(model) if layer.name == dense)
+def _reformed(model: ir.Model, chain: Chain, kernel: NDArray[np.float64], form: Form, rank: int) -> float:
+    dense = undo(model, chain)
+    (layer,) = [layer for layer in layers_of(model) if layer.name == dense]
     factors = truncated_svd(kernel, form, rank)
     error = np.linalg.norm(factors.to_dense() - layer.kernel) / np.linalg.norm(layer.kernel)
     replace(layer, form, factors)
     drop_unused_initializers(model.graph)
     refresh_shapes(model)
     return float(error)
-
-
-def _chain(model: ir.Model, name: str) -> Chain:
-    return next(chain for chain in chains(model) if chain.name == name)
-
-
-def _told(ranks: Sequence[int]) -> str:
-    return "/".join(map(str, ranks))

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...records import Matched
+from ...runtime import costs
 from ..chains import chains, kernel_of
 from ..layers import layers_of
 
@@ -32,6 +33,7 @@ class Unit:
 def units(model: ir.Model) -> list[Unit]:
     """Of a canonical model, in the graph's order."""
     layers = {layer.name: layer for layer in layers_of(model)}
+    counted = costs.count(ir.to_proto(model)).layers
     heads = {chain.layers[0]: chain for chain in chains(model)}
     inner = {name for chain in heads.values() for name in chain.layers[1:]}
     found = []
@@ -42,7 +44,7 @@ def units(model: ir.Model) -> list[Unit]:
         if chain is not None:
             shape, last = kernel_of(model, chain).shape, layers[chain.layers[-1]]
         pixels = None if last.pixels is None else (last.pixels.out_h, last.pixels.out_w)
-        macs = layer.macs if chain is None else chain.macs
+        macs = counted[name].macs if chain is None else chain.macs
         found.append(Unit(name if chain is None else chain.name, tuple(shape), pixels, macs))
     return found
 

@@ -83,7 +83,7 @@ def with_transposes() -> onnx.ModelProto:
 )
 def test_the_planted_cause_comes_first_and_the_sums_agree(tmp_path, watch, second, cause):
     first, other = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(second(), tmp_path / "second.onnx")
-    found = explain(first, other, watch, time_s=1)
+    found = explain(first, other, watch, time_s=5)
     assert found.bars[0].cause == cause, found.verdict
     assert found.bars[0].costs.is_clear
     assert found.gap is not None
@@ -95,8 +95,8 @@ def test_the_planted_cause_comes_first_and_the_sums_agree(tmp_path, watch, secon
 
 def test_a_change_is_suggested_and_when_made_keeps_its_promise(tmp_path, watch):
     first, second = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(off_tile(), tmp_path / "second.onnx")
-    found = explain(first, second, watch, time_s=1)
-    cut = next(one for one in found.improvements if one.name == f"b {STAIR + 1} → {STAIR}")
+    found = explain(first, second, watch, time_s=60)
+    cut = next(one for one in found.improvements if one.name.endswith(f"{STAIR + 1} → {STAIR}"))
     assert cut.error is not None
     assert 0 < cut.error < 1
     assert cut.command == f"rankfold explain {first} {second} --make '{cut.name}' -o better.onnx"
@@ -114,10 +114,10 @@ def test_a_change_is_suggested_and_when_made_keeps_its_promise(tmp_path, watch):
 
 def test_the_same_file_twice_makes_no_difference(tmp_path, watch):
     first = saved(network(16, 32, 32), tmp_path / "first.onnx")
-    found = explain(first, saved(network(16, 32, 32), tmp_path / "again.onnx"), watch, time_s=1)
+    found = explain(first, saved(network(16, 32, 32), tmp_path / "again.onnx"), watch, time_s=5)
     assert found.bars == []
     assert found.verdict.startswith("no difference")
-    trained = explain(first, saved(network(16, 32, 32, seed=1), tmp_path / "other.onnx"), watch, time_s=1)
+    trained = explain(first, saved(network(16, 32, 32, seed=1), tmp_path / "other.onnx"), watch, time_s=5)
     assert trained.verdict.startswith("no difference that the MACs do not explain")
 
 
@@ -125,7 +125,7 @@ def test_the_same_file_twice_makes_no_difference(tmp_path, watch):
     ("second", "says"),
     [
         (lambda: network(16, 24, kernel=5), "is no version of .*first.onnx: only"),
-        (lambda: Net(channels=4, spatial=(16, 16)), "takes 'input' 3×16×16 FLOAT, .*takes 'input' 4×16×16 FLOAT"),
+        (lambda: Net(channels=4, spatial=(16, 16)), "takes 1×3×16×16 FLOAT, .*takes 1×4×16×16 FLOAT"),
     ],
 )
 def test_files_that_do_not_belong_together_are_one_line(tmp_path, watch, second, says):
@@ -134,7 +134,7 @@ def test_files_that_do_not_belong_together_are_one_line(tmp_path, watch, second,
         made = made.model(made.head(made.block("input", "a", 16)))
     first, other = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(made, tmp_path / "second.onnx")
     with pytest.raises(InputError, match=says):
-        explain(first, other, watch, time_s=1)
+        explain(first, other, watch, time_s=5)
 
 
 def test_a_change_that_there_is_not_is_refused_with_those_there_are(tmp_path):
