@@ -20,6 +20,8 @@ from .stats import pairs_of, pairs_wanted, ratio_interval, samples_of, undisturb
 _MODES_GAP = 1.06
 # A block whose median is 15 % above its launch's fast quarter met something; one in ten is no accident.
 _BURST_FACTOR, _BURST_SHARE = 1.15, 0.1
+# A run that takes twice what its block's runs take lost the core meanwhile; a competitor on it cuts into one in four.
+_CUT_FACTOR, _CUT_SHARE = 2.0, 0.03
 _FEW_RUNS = 40
 _WIDE_HALF_WIDTH = 0.02  # twice what 8 pairs at one thread give on a shared machine
 _OTHER_RATIO = 0.005
@@ -111,6 +113,19 @@ def _bursts(bench: Bench) -> Findings:
             yield (
                 f"{name}: {share:.0%} of the blocks are over {_BURST_FACTOR - 1:.0%} slower than their launch's best",
                 "something else takes the cores in bursts: stop it or measure on other cores",
+            )
+
+
+def _cut(bench: Bench) -> Findings:
+    for variant in bench.variants:
+        blocks = [block for pair in bench.pairs for block in pair.blocks if block.variant == variant.name]
+        limits = [_CUT_FACTOR * median(block.samples_s) for block in blocks]
+        cut = sum(sample > limit for block, limit in zip(blocks, limits, strict=True) for sample in block.samples_s)
+        share = cut / max(sum(len(block.samples_s) for block in blocks), 1)
+        if share > _CUT_SHARE:
+            yield (
+                f"{variant.name}: {share:.0%} of the runs take over {_CUT_FACTOR:g} times their block's median",
+                "another process gets the core in between: stop it or choose other cores",
             )
 
 
@@ -243,7 +258,7 @@ def _hypervisor(bench: Bench) -> Findings:
 
 
 CHECKS = (
-    _few_pairs, _few_runs, _wide_interval, _two_ratios, _modes, _bursts, _steal, _switches, _throttling, _hot,
+    _few_pairs, _few_runs, _wide_interval, _two_ratios, _modes, _bursts, _cut, _steal, _switches, _throttling, _hot,
     _frequency, _governor, _load, _providers, _unaccounted, _short, _coarse_clock, _hypervisor,
 )  # fmt: skip
 

@@ -229,9 +229,9 @@ def flickering(now_s: float) -> float:
 CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
     "_few_pairs": (device(), {"pairs": 4}, "4 pairs, an interval wants 8"),
     "_few_runs": (
-        FakeDevice({"dense": 0.2, "small": 0.1}),
+        FakeDevice({"dense": 2.0, "small": 1.0}),
         {},
-        "runs in a launch, of 0.",
+        "6 runs in a launch, of ",
     ),
     "_wide_interval": (device(launch_factor=uneven(0.3)), {}, "the interval is ±"),
     "_two_ratios": (
@@ -241,6 +241,11 @@ CASES: dict[str, tuple[FakeDevice, dict[str, Any], str]] = {
     ),
     "_modes": (device(launch_factor=lambda number: 1.5 if number % 3 == 0 else 1.0), {}, "launches fall into modes"),
     "_bursts": (device(factor=flickering), {}, "slower than their launch's best"),
+    "_cut": (
+        device(run_factor=lambda stem, run: 4.0 if run % 5 == 0 else 1.0),
+        {},
+        "20% of the runs take over 2 times their block's median",
+    ),
     "_steal": (device(block={"steal_s": 0.01}), {}, "the hypervisor took"),
     "_switches": (device(block={"involuntary_switches": 40}), {}, "timed runs were interrupted"),
     "_throttling": (device(weather=lambda _: {"throttled": "firmware 0x50005"}), {}, "the processor was throttled"),
