@@ -254,8 +254,8 @@ def print_explanation(found: Explanation) -> None:
             where = "; ".join([*bar.places[:_PLACES], *more]) or bar.about
             table.add_row(plain(bar.cause), *_difference(bar.costs), plain(where))
         table.add_row("not explained", *_difference(found.residual), "")
-        assert found.second.seconds is not None, "timed with the rest"
-        table.add_row("it takes", f"{1e3 * found.second.seconds.value:.3f}", "", "")
+        assert found.second.run_s is not None, "timed with the rest"
+        table.add_row("it takes", f"{1e3 * found.second.run_s:.3f}", "", "")
         console.print(table)
     together = [] if found.together is None else [found.together]
     for number, improvement in enumerate([*found.improvements, *together], 1):

@@ -27,7 +27,7 @@ class Explained(Part):
     size_bytes: int
     macs: int
     parameters: int
-    seconds: Seconds | None
+    run_s: float | None
 
 
 class Bar(Part):

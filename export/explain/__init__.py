@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ...errors import InputError
 from ...files import sha256_of
-from ...records import Bar, Explained, Explanation, Improvement, Parity, Seconds
+from ...records import Bar, Explained, Explanation, Improvement, Parity
 from ...runtime import costs
 from ...runtime.inputs import Given
 from ...runtime.latency import Stopwatch
@@ -52,7 +52,7 @@ class _File:
     tidied: ir.Model
     macs: int
 
-    def told(self, times: Seconds | None) -> Explained:
+    def told(self, run_s: float | None) -> Explained:
         """For the record."""
         parameters = costs.count(self.path).parameters
         size, sha256 = self.path.stat().st_size, sha256_of(self.path)
@@ -62,7 +62,7 @@ class _File:
             size_bytes=size,
             macs=self.macs,
             parameters=parameters,
-            seconds=times,
+            run_s=run_s,
         )
 
 
@@ -116,8 +116,8 @@ def explain(
     explanation = Explanation(
         **told,
         launches=launches,
-        first=one.told(over_launches(times.of(FIRST))),
-        second=two.told(over_launches(times.of(SECOND))),
+        first=one.told(float(times.of(FIRST).mean())),
+        second=two.told(float(times.of(SECOND).mean())),
         hoped=over_launches(ledger.hoped()),
         gap=over_launches(ledger.gap()),
         bars=_bars(ledger),
@@ -133,8 +133,8 @@ def explain(
 def verdict(found: Explanation) -> str:
     """The gain, what was promised, and the first cause, in a sentence."""
     one, two, gap = found.first, found.second, found.gap
-    assert one.seconds is not None, "timed"
-    assert two.seconds is not None, "timed"
+    assert one.run_s is not None, "timed"
+    assert two.run_s is not None, "timed"
     assert gap is not None, "timed"
     assert found.hoped is not None, "timed"
     fewer = one.macs / two.macs
@@ -142,7 +142,7 @@ def verdict(found: Explanation) -> str:
     macs = macs if fewer >= 1 else f"{1 / fewer:.2f}× more MACs than"
     said = (
         f"{two.file} has {macs} {one.file}, which promises {1e3 * found.hoped.value:.3g} ms; it takes "
-        f"{1e3 * two.seconds.value:.3g} ms, {one.seconds.value / two.seconds.value:.2f}× as fast"
+        f"{1e3 * two.run_s:.3g} ms, {one.run_s / two.run_s:.2f}× as fast"
     )
     if not gap.is_clear and not any(bar.costs.is_clear for bar in found.bars):
         return f"no difference that the MACs do not explain: {said}"

@@ -317,9 +317,8 @@ def explanation(words: str = "ranks off the tile") -> Explanation:
     def side(name: str) -> Explained:
         latency_s, _, size, macs, parameters = MODELS[name]
         file = f"{name}.onnx"
-        times = ms(1e3 * latency_s)
         return Explained(
-            file=file, sha256=sha256(name), size_bytes=size, macs=macs, parameters=parameters, seconds=times
+            file=file, sha256=sha256(name), size_bytes=size, macs=macs, parameters=parameters, run_s=latency_s
         )
 
     causes = {words: 0.4, "never a layer": 0.1}
