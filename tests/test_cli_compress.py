@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from rankfold.records import Frontier, LayerTable, Parity, Plan
+from rankfold.runtime import latency, turns
 from rankfold.runtime.costs import count
 from rankfold.runtime.latency import Table
 
@@ -114,27 +115,29 @@ def test_a_file_of_at_most_so_many_bytes(models, tmp_path):
     assert damage.error == pytest.approx(_error(models, out), rel=1e-3)
 
 
-def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path):
-    """Limits so wide that no measured time can fail the test."""
+def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path, call, monkeypatch):
+    """Limits so wide that no measured time can fail the test; a tenth of the runs."""
+    monkeypatch.setattr(latency, "ROUNDS", latency.ROUNDS // 10)
+    monkeypatch.setattr(turns, "_PAIR_S", turns._PAIR_S / 10)
+    monkeypatch.chdir(models)
     out, table = tmp_path / "fast.onnx", tmp_path / "table.sqlite"
-    timed = rankfold(models, "latency-table", "fill", "net.onnx", "--tile", "8", "--table", str(table))
-    assert timed.returncode == 0, timed.stderr
-    assert "spatial" in timed.stdout
-    written = ("-o", str(tmp_path / "table.json"))
-    shown = rankfold(models, "latency-table", "show", "net.onnx", "--tile", "8", "--table", str(table), *written)
-    assert shown.stdout == timed.stdout
+    code, timed, err = call(f"latency-table fill net.onnx --tile 8 --table {table}")
+    assert code == 0, err
+    assert "spatial" in timed
+    written = tmp_path / "table.json"
+    assert call(f"latency-table show net.onnx --tile 8 --table {table} -o {written}")[:2] == (0, timed)
     rows = LayerTable.read(tmp_path / "table.json").rows
     assert {"spatial", "dense"} <= {row.form for row in rows}
     assert {name for row in rows for name in row.layers} == {"a", "b", "c"}
-    options = ("--max-drop", "60", "--data", "data.npz", "--frontier", "--tile", "8", "--table", str(table))
-    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
-    assert done.returncode == 0, done.stderr
+    options = f"--max-drop 60 --data data.npz --frontier --tile 8 --table {table}"
+    code, said, err = call(f"compress net.onnx -o {out} {options}")
+    assert code == 0, err
     timing = Plan.read(out.with_suffix(".plan.json")).timing
     assert timing is not None
     assert timing.low is not None
     assert timing.high is not None
     assert 0 < timing.low <= timing.high
-    assert done.stdout.splitlines()[-1] == timing.verdict
+    assert said.splitlines()[-1] == timing.verdict
     assert f"on host with 1 thread, predicted {1 / timing.predicted:.2f}×" in timing.verdict
     assert timing.drop is not None
     assert timing.drop.value <= 0.6
@@ -144,10 +147,10 @@ def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path):
     assert [curve.rule for curve in drawn.curves] == ["latency", "macs", "energy, channel", "energy, spatial"]
     assert all(point.time > 0 for curve in drawn.curves for point in curve.points)
     assert drawn.n == 48
-    assert "energy, spatial" in done.stdout
+    assert "energy, spatial" in said
     again = tmp_path / "again.onnx"
-    done = rankfold(models, "compress", "net.onnx", "-o", str(again), "--plan", str(out.with_suffix(".plan.json")))
-    assert done.returncode == 0, done.stderr
+    code, _, err = call(f"compress net.onnx -o {again} --plan {out.with_suffix('.plan.json')}")
+    assert code == 0, err
     repeated = Plan.read(again.with_suffix(".plan.json"))
     assert repeated.timing is not None
     assert repeated.timing.measured is None
@@ -155,9 +158,9 @@ def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path):
         one.ranks for one in Plan.read(out.with_suffix(".plan.json")).layers.values()
     ]
     refused = tmp_path / "refused.onnx"
-    done = rankfold(models, "compress", "net.onnx", "-o", str(refused), "--latency", "1us", "--table", str(table))
-    assert done.returncode == 1
-    assert "with every layer in its fastest way, whatever the damage" in done.stderr
+    code, _, err = call(f"compress net.onnx -o {refused} --latency 1us --table {table}")
+    assert code == 1
+    assert "with every layer in its fastest way, whatever the damage" in err
     assert list(tmp_path.glob("refused*")) == []
 
 

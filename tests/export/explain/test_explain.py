@@ -83,7 +83,7 @@ def with_transposes() -> onnx.ModelProto:
 )
 def test_the_planted_cause_comes_first_and_the_sums_agree(tmp_path, watch, second, cause):
     first, other = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(second(), tmp_path / "second.onnx")
-    found = explain(first, other, watch, time_s=5)
+    found = explain(first, other, watch, time_s=0.1)
     assert found.bars[0].cause == cause, found.verdict
     assert found.bars[0].costs.is_clear
     assert found.gap is not None
@@ -114,10 +114,10 @@ def test_a_change_is_suggested_and_when_made_keeps_its_promise(tmp_path, watch):
 
 def test_the_same_file_twice_makes_no_difference(tmp_path, watch):
     first = saved(network(16, 32, 32), tmp_path / "first.onnx")
-    found = explain(first, saved(network(16, 32, 32), tmp_path / "again.onnx"), watch, time_s=5)
+    found = explain(first, saved(network(16, 32, 32), tmp_path / "again.onnx"), watch, time_s=0.1)
     assert found.bars == []
     assert found.verdict.startswith("no difference")
-    trained = explain(first, saved(network(16, 32, 32, seed=1), tmp_path / "other.onnx"), watch, time_s=5)
+    trained = explain(first, saved(network(16, 32, 32, seed=1), tmp_path / "other.onnx"), watch, time_s=0.1)
     assert trained.verdict.startswith("no difference that the MACs do not explain")
 
 
@@ -134,7 +134,7 @@ def test_files_that_do_not_belong_together_are_one_line(tmp_path, watch, second,
         made = made.model(made.head(made.block("input", "a", 16)))
     first, other = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(made, tmp_path / "second.onnx")
     with pytest.raises(InputError, match=says):
-        explain(first, other, watch, time_s=5)
+        explain(first, other, watch, time_s=0.1)
 
 
 def test_a_change_that_there_is_not_is_refused_with_those_there_are(tmp_path):
