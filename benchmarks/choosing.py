@@ -17,7 +17,6 @@ meanwhile.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +27,14 @@ from statistics import median
 
 from ..devices import probe
 from ..devices.local import LocalTransport
-from ..errors import CheckFailed, InputError, RankfoldError, complaint
+from ..errors import CheckFailed, InputError
 from ..records import ChoosingRow
 from ..runtime.latency import Stopwatch, stopwatch
 from ..runtime.measure import Options
 from ..terminal import bars, duration, progress
 from . import questions
 from .answers import Answers, Found, markdown
+from .ending import in_one_line, machine_of
 from .rivals import DROPS, rivals
 from .rows import read
 from .subject import NETWORKS, PUBLISHED, Catalogue, Subject, weights_by_name
@@ -131,7 +131,7 @@ def main() -> None:
     for one in (going, showing):
         one.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    try:
+    with in_one_line():
         if given.command == "show":
             print(markdown([row for row in read(given.results, ChoosingRow) if row.what in WHAT]))
             return
@@ -139,12 +139,6 @@ def main() -> None:
         for row in _run(given):
             print(said(row), flush=True)
         print(f"{given.results}: {duration(time.monotonic() - began)}")
-    except RankfoldError as error:
-        print(complaint(str(error)), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(complaint("interrupted; the same command goes on where it was"), file=sys.stderr)
-        sys.exit(130)
 
 
 def _run(given: argparse.Namespace) -> Iterator[ChoosingRow]:
@@ -155,8 +149,7 @@ def _run(given: argparse.Namespace) -> Iterator[ChoosingRow]:
     with LocalTransport().launch() as process:
         facts = probe.facts(process)
     watch = stopwatch(LocalTransport(), facts, Options(threads=given.threads), given.table)
-    machine = f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}"
-    answers = Answers(given.results, machine, given.threads, given.seed)
+    answers = Answers(given.results, machine_of(facts), given.threads, given.seed)
     catalogue = Catalogue(weights_by_name(given.weights), given.data, given.seed)
     yield from run(given.what, networks, catalogue, answers, watch)
 

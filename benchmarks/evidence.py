@@ -30,11 +30,12 @@ from ..devices import card
 from ..devices.board import affinity
 from ..devices.local import LocalTransport
 from ..devices.transport import Transport
-from ..errors import InputError, RankfoldError, complaint
-from ..records import EvidenceRow, Facts
+from ..errors import InputError
+from ..records import EvidenceRow
 from ..runtime.measure import Options, measure
 from ..runtime.stats import pairs_wanted, samples_of
 from ..terminal import bars, duration
+from .ending import in_one_line, machine_of
 from .folding import Layers
 from .rows import read, write
 from .transports import Bare, Impatient, Replayed
@@ -159,7 +160,7 @@ def compared(scenario: Scenario, seed: int, extra: int) -> EvidenceRow:
         scenario=scenario.name,
         seed=seed,
         config_hash=config_hash(scenario, extra),
-        machine=_called(facts),
+        machine=machine_of(facts),
         threads=scenario.threads,
         pairs=found.pairs,
         ratio=found.ratio,
@@ -211,11 +212,7 @@ def _machine() -> str:
 
     with LocalTransport().launch() as process:
         facts = probe.facts(process)
-    return _called(facts)
-
-
-def _called(facts: Facts) -> str:
-    return f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}"
+    return machine_of(facts)
 
 
 def run(evidence: Evidence, names: Sequence[str], minutes: float | None) -> None:
@@ -286,7 +283,7 @@ def main() -> None:
     for one in (going, showing):
         one.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    try:
+    with in_one_line():
         if given.command == "show":
             print(table(read(given.results, EvidenceRow)))
             return
@@ -297,12 +294,6 @@ def main() -> None:
         run(Evidence(given.results), names, given.minutes)
         print(table(read(given.results, EvidenceRow)))
         print(f"{given.results}: {duration(time.monotonic() - began)}")
-    except RankfoldError as error:
-        print(complaint(str(error)), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(complaint("interrupted; the same command goes on where it was"), file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ learns from it: all are scored on it, or with `--split test` on the test images.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ import onnx
 import torch
 from torch import nn
 
-from ..errors import InputError, RankfoldError, complaint
+from ..errors import InputError
 from ..export.compress import Job, Wish
 from ..files import replacing_all
 from ..records import DataSpec, DistillSpec, ModelSpec, OptimizerSpec, Plan, PlannedRow, Promise, Recipe
@@ -32,6 +31,7 @@ from ..runtime.serving import sha256_at
 from ..train.data import Dataset
 from ..train.planned import planned, start_of
 from ..train.trainer import Progress, evaluate, train
+from .ending import in_one_line
 from .oneshot import MEAN, STD, calibration_inputs, cifar, exported
 from .rows import read, write
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for plans and runs, to go on from")
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     given = parser.parse_args()
-    try:
+    with in_one_line("rows are kept, and with --work a run goes on where it was"):
         if not 0 < given.weight <= 1:
             raise InputError(f"--weight: expected a share in (0, 1], found {given.weight:g}; 0 is trained beside it")
         rows = read(given.results, PlannedRow)
@@ -183,12 +183,6 @@ def main() -> None:
             write(given.results, rows)
             print(f"{row.split}: {row.model_dump_json()}", flush=True)
         print(summary(asked_for(rows, given).values()))
-    except RankfoldError as error:
-        print(complaint(str(error)), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(complaint("interrupted; rows are kept, and with --work a run goes on where it was"), file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and the gap, in the ledger and on fresh launches. Nothing else should run meanwh
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ import onnx_ir as ir
 
 from ..devices import probe
 from ..devices.local import LocalTransport
-from ..errors import RankfoldError, complaint
 from ..export.explain import explain
 from ..export.explain.ledger import FIRST, SECOND, Times, over_launches
 from ..export.fold import tidy
@@ -37,6 +35,7 @@ from ..runtime.latency import Stopwatch, stopwatch
 from ..runtime.turns import Options
 from ..terminal import bars, duration, progress
 from .answers import Answers, Found, markdown
+from .ending import in_one_line, machine_of
 from .rows import read
 from .shapes import Shaped
 
@@ -199,23 +198,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--time", type=float, default=TIME_S, help="seconds a pair")
     given = parser.parse_args()
-    try:
+    with in_one_line():
         if given.command == "run":
             began = time.monotonic()
             with LocalTransport().launch() as process:
                 facts = probe.facts(process)
-            machine = f"{facts.cpu_model}, onnxruntime {facts.onnxruntime_version}"
             watch = stopwatch(LocalTransport(), facts, Options())
-            for line in run(Answers(given.results, machine, 1, 0), watch, given.time):
+            for line in run(Answers(given.results, machine_of(facts), 1, 0), watch, given.time):
                 print(line, flush=True)
             print(duration(time.monotonic() - began))
         print(markdown(read(given.results, ChoosingRow)))
-    except RankfoldError as error:
-        print(complaint(str(error)), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(complaint("interrupted; the same command goes on where it was"), file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..export.calibration import Samples
 from ..export.compress import AUTO_FORMS
 from ..export.damage import Candidate
 from ..export.fold import opened
+from ..export.graphs import copied
 from ..export.network import Network
 from ..export.passes.fold_channels import fold_channels
 from ..export.reporting import Report, silent
@@ -65,7 +66,7 @@ class Subject:
 
     def copy(self) -> ir.Model:
         """The same, to be changed."""
-        return ir.from_proto(ir.to_proto(self.model))
+        return copied(self.model)
 
     @cached_property
     def samples(self) -> Samples | None:

@@ -67,6 +67,11 @@ def with_weights(proto: onnx.ModelProto, weights: Mapping[str, NDArray]) -> onnx
     return changed
 
 
+def copied(model: ir.Model) -> ir.Model:
+    """The same, to be changed."""
+    return ir.from_proto(ir.to_proto(model))
+
+
 def serialize(model: ir.Model) -> bytes:
     """The file's bytes, the same for the same graph. Raises InputError above protobuf's limit of 2 GB."""
     model.ir_version = ir_version(model)

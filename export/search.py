@@ -16,6 +16,7 @@ from ..runtime.latency import Stopwatch, Timed, key_of
 from .candidates import DENSE, Way
 from .damage import Candidate
 from .forms import dense_macs, resolve_any
+from .graphs import copied
 from .layers import Layer, layers_of
 from .memory import held, own_bytes, weight_bytes
 from .reporting import Report, silent
@@ -193,7 +194,7 @@ class Search:
         key = tuple(sorted(narrower.items()))
         if key not in self._narrow:
             assert self._widths is not None, "only they are narrower"
-            copy = ir.from_proto(ir.to_proto(self._model))
+            copy = copied(self._model)
             self._widths.apply(copy, narrower, 1)
             self._narrow[key] = copy
         return sketch(self._narrow[key], draft.ways, self.rewrites)

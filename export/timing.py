@@ -26,7 +26,7 @@ from .damage import distinct, ranks_to_try
 from .decompose import Factors
 from .fold import naming, opened
 from .forms import resolve_any
-from .graphs import drop_unused_initializers, refresh_shapes, serialize
+from .graphs import copied, drop_unused_initializers, refresh_shapes, serialize
 from .layers import Layer, layers_of
 from .passes.factorize import replace
 from .passes.fold_channels import fold_channels
@@ -238,7 +238,7 @@ class Forecast:
 
 def sketch(model: ir.Model, ways: Mapping[str, Way], rewrites: Iterable[str]) -> bytes:
     """The network with its layers in these ways, to be timed: factors are random, of a size that keeps activations'."""
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     generator = np.random.default_rng(0)
     for layer in layers_of(copy):
         way = ways.get(layer.name, DENSE)

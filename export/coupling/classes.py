@@ -7,7 +7,7 @@ network of 26 thousand channels costs milliseconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..graphs import sizes
+from ..graphs import array, sizes
 
 Ids = NDArray[np.intp]
 Mask = NDArray[np.bool_]
@@ -70,6 +70,13 @@ class Coupling:
     def values(self) -> Mapping[ir.Value, Mapping[int, Ids]]:
         """Every value with a tracked axis."""
         return self._axes
+
+    def constants(self) -> Iterator[tuple[ir.Value, NDArray, Mapping[int, Ids]]]:
+        """Every initialiser with a tracked axis, and its numbers."""
+        for value, axes in self._axes.items():
+            numbers = array(value)
+            if numbers is not None and value.is_initializer():
+                yield value, numbers, axes
 
     def ids(self, value: ir.Value | None, axis: int) -> Ids | None:
         """Elements along an axis, made on first use; None when its size is unknown or zero."""

@@ -24,11 +24,11 @@ from ...runtime import costs
 from ...runtime.inputs import Given
 from ...runtime.latency import Stopwatch
 from ..fold import finished, naming, opened, record_names
-from ..graphs import is_large, load, serialize, sizes, write_into
+from ..graphs import copied, is_large, load, serialize, sizes, write_into
 from ..parity import lossy_check, require
 from ..reporting import Report, silent
 from ..sessions import session
-from .causes import Change, changes, copied, folded, steps
+from .causes import Change, changes, folded, steps
 from .floor import without_layers
 from .ledger import FIRST, FLOOR, IDLE, LAUNCHES, SECOND, Ledger, Times, over_launches
 from .matching import matched, rows, share_matched, units
@@ -51,17 +51,17 @@ class _File:
     content: bytes
     tidied: ir.Model
     macs: int
+    parameters: int
 
     def told(self, run_s: float | None) -> Explained:
         """For the record."""
-        parameters = costs.count(self.path).parameters
         size, sha256 = self.path.stat().st_size, sha256_of(self.path)
         return Explained(
             file=self.path.name,
             sha256=sha256,
             size_bytes=size,
             macs=self.macs,
-            parameters=parameters,
+            parameters=self.parameters,
             run_s=run_s,
         )
 
@@ -197,7 +197,7 @@ def _read(path: Path) -> _File:
             lost = next((name for name, layer in counted.layers.items() if layer.macs is None), None)
             why = "it has none" if lost is None else f"those of node '{lost}' are not known"
             raise InputError(f"its MACs are what a gain is held against, and {why}; export it with fixed sizes")
-        return _File(path, raw, serialize(copied(raw)), tidied, counted.macs)
+        return _File(path, raw, serialize(copied(raw)), tidied, counted.macs, counted.parameters)
 
 
 def _require_one_interface(one: _File, two: _File) -> None:

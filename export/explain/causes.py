@@ -20,7 +20,7 @@ from ..chains import Chain, chains, cut, kernel_of, undo
 from ..damage import distinct
 from ..decompose import truncated_svd
 from ..forms import FORMS, Form
-from ..graphs import drop_unused_initializers, refresh_shapes, serialize
+from ..graphs import copied, drop_unused_initializers, refresh_shapes, serialize
 from ..layers import Layer, layers_of
 from ..passes.bypass import bypass, detours
 from ..passes.factorize import replace
@@ -45,11 +45,6 @@ class Change:
     place: str
     apply: Callable[[ir.Model], float | None]
     macs: int = 0
-
-
-def copied(model: ir.Model) -> ir.Model:
-    """The same, to be changed."""
-    return ir.from_proto(ir.to_proto(model))
 
 
 def folded(tidied: ir.Model) -> ir.Model:

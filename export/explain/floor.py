@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ...runtime import costs
 from ..candidates import FUSED
-from ..graphs import add_initializer, drop_unused_initializers, sizes
+from ..graphs import add_initializer, copied, drop_unused_initializers, sizes
 from ..layers import is_layer
 
 
@@ -21,7 +21,7 @@ def without_layers(model: ir.Model, *, sums: bool) -> tuple[ir.Model, ir.Model] 
     With `sums` an addition is computed with the layer that feeds it, as the blocked layout has it. An open batch is 1.
     None where only layers do any work, where there are others that multiply, or a shape is not known.
     """
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     graph = copy.graph
     graph.outputs.clear()
     for node in [node for node in graph if is_layer(node)]:
@@ -57,7 +57,7 @@ def _computed_with(layer: ir.Node, sums: bool) -> list[ir.Node]:
 
 def _idle(model: ir.Model) -> ir.Model:
     """The same inputs, unused, and outputs of the same shapes that are constants."""
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     graph = copy.graph
     shapes = [[size or 1 for size in sizes(value)] for value in graph.outputs]
     graph.outputs.clear()

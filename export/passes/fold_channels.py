@@ -119,10 +119,7 @@ def _remove(coupling: Coupling, removed: Mask) -> None:
 
     for rewrite in coupling.rewrites:
         rewrite(kept)
-    for value, axes in coupling.values().items():
-        numbers = array(value)
-        if numbers is None or not value.is_initializer():
-            continue
+    for value, numbers, axes in coupling.constants():
         cuts = {axis: kept(ids) for axis, ids in axes.items() if not kept(ids).all()}
         for axis, mask in cuts.items():
             numbers = np.compress(mask, numbers, axis=axis)

@@ -72,10 +72,7 @@ def pad_channels(model: ir.Model, tile: int, names: Collection[str] | None = Non
     if groups:
         for rewrite in coupling.rewrites:
             rewrite(kept)
-        for value, axes in coupling.values().items():
-            numbers = array(value)
-            if numbers is None or not value.is_initializer():
-                continue
+        for value, numbers, axes in coupling.constants():
             grown = {axis: where for axis, ids in axes.items() if len(where := places(ids))}
             for axis, where in grown.items():
                 numbers = np.insert(numbers, where, 0, axis=axis)
