@@ -43,13 +43,15 @@ def guarded(work: Callable[[], str], *, memory_bytes: int | None = None, limit_s
         reading, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        text = None
+        _hold_interrupts(signal.SIG_BLOCK)  # one right after the fork would leave a child that nobody ends
         child = os.fork()
         if child == 0:
             os.close(reading)
             _work_and_exit(work, writing, memory_bytes or default_memory_bytes(), scratch)
-        os.close(writing)
-        text = None
         try:
+            _hold_interrupts(signal.SIG_UNBLOCK)
+            os.close(writing)
             text = _read(reading, limit_s)
         finally:
             os.close(reading)
@@ -57,6 +59,10 @@ def guarded(work: Callable[[], str], *, memory_bytes: int | None = None, limit_s
     if text is None:
         raise InputError(f"no result within {limit_s:g} s; the file may loop for ever, or raise --limit-s")
     return _judged(text, status)
+
+
+def _hold_interrupts(how: int) -> None:
+    signal.pthread_sigmask(how, {signal.SIGINT})
 
 
 def default_memory_bytes() -> int:
@@ -69,6 +75,7 @@ def _work_and_exit(work: Callable[[], str], writing: int, memory_bytes: int, scr
     try:
         signal.signal(signal.SIGINT, lambda *_: None)  # a terminal's Ctrl-C reaches both: the parent passes it on
         signal.signal(signal.SIGTERM, _interrupt)
+        _hold_interrupts(signal.SIG_UNBLOCK)
         os.environ["TMPDIR"], tempfile.tempdir = scratch, None
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

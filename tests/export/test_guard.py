@@ -98,8 +98,8 @@ def test_no_child_is_left_behind():
 def test_an_interrupt_ends_both_the_child_in_its_own_time():
     program = HEAD + textwrap.dedent("""
         def wait():
-            print(os.getpid(), flush=True)
             try:
+                print(os.getpid(), flush=True)
                 time.sleep(60)
             finally:
                 time.sleep(0.5)
