@@ -28,7 +28,7 @@ from ..graphs import copied, is_large, load, serialize, sizes, write_into
 from ..parity import lossy_check, require
 from ..reporting import Report, silent
 from ..sessions import session
-from .causes import Change, changes, folded, steps
+from .causes import Change, Original, changes, folded, in_turn, steps
 from .floor import without_layers
 from .ledger import FIRST, FLOOR, IDLE, LAUNCHES, SECOND, Ledger, Times, over_launches
 from .matching import matched, rows, share_matched, units
@@ -158,20 +158,19 @@ def make_into(
     """The second file with changes of these names, and its parity, in a scratch folder: their names, the model's last;
     and the largest relative change of a kernel by each change.
 
-    Raises InputError for a change that there is not, and for two at one place; CheckFailed where an exact one is none.
+    Raises InputError for a change that there is not, or not any more; CheckFailed where an exact one is none.
     """
     one = _read(first)
     with naming(second):
         model, case = opened(second, Given(), folder)
-    known = {change.name: change for change in changes(folded(model), one.tidied, tile)}
-    unknown = next((name for name in made if name not in known), None)
-    if unknown is not None:
-        raise InputError(f"--make '{unknown}': {second} has no such change; there are: {'; '.join(known) or 'none'}")
-    places = [known[name].place for name in made]
-    if len(set(places)) < len(places):
-        raise InputError(f"--make: two changes of '{max(places, key=places.count)}'; give one of them")
-    model = folded(model)
-    errors = {name: known[name].apply(model) for name in made}
+    model, original, errors = folded(model), Original(one.tidied), dict[str, float | None]()
+    for change in made:
+        known = changes(model, original, tile)
+        if change not in known:
+            there = "; ".join(known) or "none"
+            after = f" after {', '.join(errors)}" if errors else ""
+            raise InputError(f"--make '{change}': {second} has no such change{after}; there are: {there}")
+        errors[change] = known[change].apply(model)
     model, what = finished(model, None), "make the changes"
     if any(error is not None for error in errors.values()):
         content = case.content(model)
@@ -279,25 +278,23 @@ class _Better:
         self.alone: list[Improvement] = []
         self.together: Improvement | None = None
         self.left_out: list[str] = []
-        self._base = folded(self.two.tidied)
+        self._base, self._original = folded(self.two.tidied), Original(self.one.tidied)
         self._content = serialize(copied(self._base))
+        self._known: Mapping[str, Change] = {}
 
     def found(self, until: tuple[float, float]) -> _Better:
         """Look through all that there are until the first time, measure until the second."""
         self._fold()
         self.report("looking for changes", 0, 1)
-        known = changes(self._base, self.one.tidied, self.watch.facts.tile)
+        self._known = changes(self._base, self._original, self.watch.facts.tile)
         self.report("looking for changes", 1, 1)
-        rough = self._rough(known, until[0])
-        gains = sorted((change for change in known if rough.get(change.name, 0) > 0), key=lambda c: -rough[c.name])
-        chosen, places = gains[:_FINALISTS], dict[str, Change]()
-        self.left_out += [change.name for change in gains[_FINALISTS:]]
-        for change in chosen:
-            places.setdefault(change.place, change)
-        wanted = {change.name: [change] for change in chosen}
-        if len(places) > 1:
-            wanted[_TOGETHER] = list(places.values())
-        self._measure(wanted, until[1])
+        rough = self._rough(until[0])
+        gains = sorted((name for name, gain in rough.items() if gain > 0), key=lambda name: -rough[name])
+        chosen, places = gains[:_FINALISTS], dict[str, str]()
+        self.left_out += gains[_FINALISTS:]
+        for name in chosen:
+            places.setdefault(self._known[name].place, name)
+        self._measure({name: [name] for name in chosen} | {_TOGETHER: list(places.values())}, until[1])
         return self
 
     def _fold(self) -> None:
@@ -312,42 +309,34 @@ class _Better:
             command = f"rankfold fold {shlex.quote(str(self.two.path))} -o better.onnx"
             self.alone.append(Improvement(name=_FOLDED, about=about, error=None, worth=worth, command=command))
 
-    def _rough(self, known: Sequence[Change], until: float) -> dict[str, float]:
+    def _rough(self, until: float) -> dict[str, float]:
         """What each change gains, of those that there is time for."""
-        found: dict[str, float] = {}
+        found, known = dict[str, float](), list(self._known)
         for start in range(0, len(known), _AT_ONCE):
             some = known[start : start + _AT_ONCE]
             if start and time.monotonic() > until:
-                self.left_out += [change.name for change in some]
+                self.left_out += some
                 continue
             self.report("trying changes", start, len(known))
-            contents = self._made({change.name: [change] for change in some})
-            if contents:
+            made = self._made({name: [name] for name in some})
+            if made:
                 times = Times(_FOLDED, self._content)
-                times.add(self.watch, {name: content for name, (content, _) in contents.items()})
-                found |= {name: float(times.gains(name).mean()) for name in contents}
+                times.add(self.watch, {name: one.content for name, one in made.items()})
+                found |= {name: float(times.gains(name).mean()) for name in made}
         self.report("trying changes", len(known), len(known))
         return found
 
-    def _measure(self, wanted: Mapping[str, Sequence[Change]], until: float) -> None:
-        contents = self._made(wanted)
-        if not contents:
+    def _measure(self, wanted: Mapping[str, Sequence[str]], until: float) -> None:
+        made = self._made(wanted)
+        if not made:
             return
-        times = Times(_FOLDED, self._content)
-        _run(
-            times,
-            self.watch,
-            {n: content for n, (content, _) in contents.items()},
-            until,
-            "measuring changes",
-            self.report,
-        )
-        for name, (_, error) in contents.items():
+        times, contents = Times(_FOLDED, self._content), {name: one.content for name, one in made.items()}
+        _run(times, self.watch, contents, until, "measuring changes", self.report)
+        for name, one in made.items():
             worth = over_launches(times.gains(name))
-            made = [change.name for change in wanted[name]]
-            about = wanted[name][0].about if name != _TOGETHER else ", ".join(made)
-            command = f"{self.command} {' '.join(f'--make {shlex.quote(one)}' for one in made)} -o better.onnx"
-            improvement = Improvement(name=name, about=about, error=error, worth=worth, command=command)
+            about = ", ".join(one.errors) if name == _TOGETHER else self._known[name].about
+            command = f"{self.command} {' '.join(f'--make {shlex.quote(each)}' for each in one.errors)} -o better.onnx"
+            improvement = Improvement(name=name, about=about, error=one.error, worth=worth, command=command)
             if worth.low <= 0:
                 self.left_out.append(name)
             elif name == _TOGETHER:
@@ -356,15 +345,34 @@ class _Better:
                 self.alone.append(improvement)
         self.alone.sort(key=lambda improvement: -improvement.worth.value)
 
-    def _made(self, wanted: Mapping[str, Sequence[Change]]) -> dict[str, tuple[bytes, float | None]]:
-        """Files with these changes and their largest error; without those that the runtime does not take."""
+    def _made(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, _Made]:
+        """Files with these changes, made in turn; without those that the runtime does not take, and without what is
+        only one change after all.
+        """
         found = {}
-        for name, made in wanted.items():
-            model = copied(self._base)
-            errors = [error for change in made if (error := change.apply(model)) is not None]
+        for name, names in wanted.items():
+            model, errors = copied(self._base), dict[str, float | None]()
+            if names:
+                errors[names[0]] = self._known[names[0]].apply(model)
+                errors |= in_turn(model, names[1:], self._original, self.watch.facts.tile)
             content = serialize(model)
+            if name == _TOGETHER and len(errors) < 2:
+                continue
             if _runs(content):
-                found[name] = content, max(errors, default=None)
+                found[name] = _Made(content, errors)
             else:
                 self.left_out.append(name)
         return found
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A file with changes, and the largest relative change of a kernel by each; None for one that is exact."""
+
+    content: bytes
+    errors: Mapping[str, float | None]
+
+    @property
+    def error(self) -> float | None:
+        """The largest."""
+        return max((error for error in self.errors.values() if error is not None), default=None)

@@ -145,21 +145,54 @@ def _told(ranks: Sequence[int]) -> str:
 # --- changes that a user may make ---------------------------------------------------------------------------
 
 
-def changes(model: ir.Model, first: ir.Model, tile: int) -> list[Change]:
-    """Of the second file, folded, most MACs first; `first` says how much its factors have lost already."""
+@dataclass
+class Original:
+    """The first file's layers, by name: how much the second's factors have lost already. Nothing is computed twice."""
+
+    model: ir.Model
+
+    def __post_init__(self) -> None:
+        self.layers = {layer.name: layer for layer in layers_of(self.model)}
+        self._left: dict[tuple[str, str], NDArray] = {}
+
+    def left(self, name: str, form: Form) -> NDArray:
+        """What of a kernel's norm is beyond rank 0, 1, 2 … in a form."""
+        if (name, form.name) not in self._left:
+            values = np.linalg.svd(form.matricize(self.layers[name].kernel), compute_uv=False)
+            beyond = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0))
+            self._left[name, form.name] = beyond / np.linalg.norm(values)
+        return self._left[name, form.name]
+
+
+def changes(model: ir.Model, original: Original, tile: int) -> dict[str, Change]:
+    """Of the second file, folded, as it is now, by name, most MACs first.
+
+    One that has been made changes what others there are: look again before the next.
+    """
     factored, groups = chains(model), off_tile(model, tile)
     found = [*_moves(model), *_paddings(model, groups, tile)]
     largest = sorted(factored, key=lambda chain: -(chain.macs or 0))[:_MOST_CHAINS]
-    original = {layer.name: layer for layer in layers_of(first)}
     for chain in largest:
-        found += _of_chain(model, chain, original.get(chain.name), tile)
+        found += _of_chain(model, chain, original, tile)
     cuts = {chain.name: fewer for chain in factored if (fewer := _on_tile(chain, tile)) != chain.ranks}
     if len(cuts) > 1:
         macs = sum(chain.macs or 0 for chain in factored)
         found.append(
             Change("all ranks cut", f"to the tile of {tile}", "all ranks", partial(_all_cut, ranks=cuts), macs)
         )
-    return sorted(found, key=lambda change: -change.macs)
+    return {change.name: change for change in sorted(found, key=lambda change: -change.macs)}
+
+
+def in_turn(model: ir.Model, names: Sequence[str], original: Original, tile: int) -> dict[str, float | None]:
+    """Make changes one after the other, in place: the error of each. Those that there are not, or not any more, are
+    left out.
+    """
+    errors = {}
+    for name in names:
+        change = changes(model, original, tile).get(name)
+        if change is not None:
+            errors[name] = change.apply(model)
+    return errors
 
 
 def _moves(model: ir.Model) -> Iterator[Change]:
@@ -194,23 +227,23 @@ def _paddings(model: ir.Model, groups: Sequence[OffTile], tile: int) -> Iterator
             yield Change(f"{what} padded", f"to the tile of {tile}, with zeros", what, partial(_exactly, padded), macs)
 
 
-def _of_chain(model: ir.Model, chain: Chain, layer: Layer | None, tile: int) -> Iterator[Change]:
+def _of_chain(model: ir.Model, chain: Chain, original: Original, tile: int) -> Iterator[Change]:
     macs = chain.macs or 0
     yield Change(f"{chain.name} in one layer", "factors multiplied", chain.name, partial(_undone, chain=chain), macs)
     fewer = _on_tile(chain, tile)
     if fewer != chain.ranks:
         name, about = f"{chain.name} {_told(chain.ranks)} → {_told(fewer)}", f"ranks cut to the tile of {tile}"
         yield Change(name, about, chain.name, partial(cut, chain=chain, ranks=fewer), macs)
-    kernel = kernel_of(model, chain)
+    kernel, layer = kernel_of(model, chain), original.layers.get(chain.name)
     if layer is not None and layer.kernel.shape == kernel.shape:
-        yield from _other_forms(chain, kernel, layer, tile)
+        yield from _other_forms(chain, kernel, layer, original, tile)
 
 
 def _on_tile(chain: Chain, tile: int) -> tuple[int, ...]:
     return tuple(rank if rank <= tile else rank // tile * tile for rank in chain.ranks)
 
 
-def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, tile: int) -> Iterator[Change]:
+def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, original: Original, tile: int) -> Iterator[Change]:
     """The least rank on the tile in each form that loses no more of the first file's kernel than the chain does."""
     lost = float(np.linalg.norm(kernel - layer.kernel) / (np.linalg.norm(layer.kernel) or 1.0))
     if not lost < 1 or layer.pixels is None:
@@ -218,9 +251,8 @@ def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, tile: int) -> Iter
     for form in distinct(list(FORMS), layer):
         if not isinstance(form, Form) or form.full_rank(kernel.shape) < tile:
             continue
-        values = np.linalg.svd(form.matricize(layer.kernel), compute_uv=False)
-        left = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0)) / np.linalg.norm(values)
-        rank = up_to_tile(max(int(np.argmax(left <= max(lost, _EXACT))), 1), tile)
+        enough = original.left(chain.name, form) <= max(lost, _EXACT)
+        rank = up_to_tile(max(int(np.argmax(enough)), 1), tile)
         if rank <= form.full_rank(kernel.shape) and form.macs(kernel.shape, rank, layer.pixels) < (chain.macs or 0):
             yield Change(
                 f"{chain.name} {form.name} {rank}",

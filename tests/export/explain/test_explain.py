@@ -12,6 +12,9 @@ import pytest
 from rankfold.devices import probe
 from rankfold.errors import InputError
 from rankfold.export.explain import explain, make_into
+from rankfold.export.explain.causes import Original, changes, in_turn
+from rankfold.export.fold import tidy
+from rankfold.export.graphs import refresh_shapes
 from rankfold.export.passes.factorize import factorize
 from rankfold.records import LayerDecision, Parity
 from rankfold.runtime.latency import Stopwatch, stopwatch
@@ -141,5 +144,21 @@ def test_a_change_that_there_is_not_is_refused_with_those_there_are(tmp_path):
     first, second = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(off_tile(), tmp_path / "second.onnx")
     with pytest.raises(InputError, match=r"has no such change; there are: .*b 9 → 8"):
         make_into(tmp_path, first, second, "better.onnx", ["b 9 → 7"], STAIR)
-    with pytest.raises(InputError, match="two changes of 'b'"):
-        make_into(tmp_path, first, second, "better.onnx", ["b 9 → 8", "b in one layer"], STAIR)
+    with pytest.raises(InputError, match="no such change after b in one layer; there are"):
+        make_into(tmp_path, first, second, "better.onnx", ["b in one layer", "b 9 → 8"], STAIR)
+
+
+def test_changes_in_turn_leave_out_what_an_earlier_one_took(tmp_path):
+    """A shortcut that begins with a Slice of everything: it can be taken out, or rewritten with all that follows."""
+    net = Net(channels=3, spatial=(16, 16))
+    x = net.block("input", "a", 16)
+    for at, (axis, step) in enumerate([(2, 1), (2, 2), (3, 2)]):
+        end = net.constant([np.iinfo(np.int64).max])
+        x = net.op("Slice", x, net.constant([0]), end, net.constant([axis]), net.constant([step]), name=f"s{at}")
+    model = ir.from_proto(net.model(net.head(x)))
+    tidy(model)
+    refresh_shapes(model)
+    original, rewritten = Original(model), "shortcuts as strided convolutions"
+    (taken,) = (name for name in changes(model, original, STAIR) if name.startswith("without s0"))
+    assert rewritten in changes(model, original, STAIR)
+    assert in_turn(model, [rewritten, taken, "means as pooling"], original, STAIR) == {rewritten: None}
