@@ -5,7 +5,7 @@ python -m rankfold.benchmarks.choosing show [--results FILE]     tables of what 
 
 budget      what compress --budget 0.5 comes to, in launch pairs and foretold; or that it cannot be had
 fill        how long an empty latency table takes to fill
-neighbours  whether a plan that differs in one layer, and damages no more, is faster
+neighbours  whether a plan that differs in one layer, or two, and damages no more, is faster
 in-place    whether a factorised layer is slower in place than dense
 predicted   how far foretold times of whole networks are from timed ones
 rivals      against the same solver with MACs, and one energy for all layers, where all lose as much top-1
@@ -68,7 +68,7 @@ def _plain(function: Callable[[Subject], Found]) -> Asked:
 QUESTIONS = (
     Question("budget", _plain(questions.budget)),
     Question("fill", _plain(questions.fill)),
-    Question("neighbours", _plain(questions.beside)),
+    Question("neighbours", _plain(questions.beside), "and exchanges"),
     Question("in-place", _plain(questions.in_place)),
     Question("predicted", _plain(questions.predicted)),
     *(Question("rivals", partial(rivals, wanted=drop), f"{100 * drop:g} points", PUBLISHED) for drop in DROPS),

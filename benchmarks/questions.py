@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -112,6 +113,36 @@ def neighbours(
     return [one for *_, one in sorted(found, key=lambda change: change[:2])[:count]]
 
 
+def exchanges(
+    draft: Draft, options: Mapping[str, Sequence[Option[Way]]], count: int, generator: np.random.Generator
+) -> list[Draft]:
+    """Drafts that differ in two layers and should damage no more in all: one layer takes the next faster way of a form,
+    another pays with the next of its own that damages less. Drawn by chance from all that there are.
+    """
+    paid: dict[str, list[Option[Way]]] = {}
+    gained: dict[str, list[Option[Way]]] = {}
+    now = {name: next(one for one in ways if one.what == draft.ways.get(name, DENSE)) for name, ways in options.items()}
+    for name, ways in options.items():
+        for form in dict.fromkeys(one.what.form for one in ways):
+            same = sorted((one for one in ways if one.what.form == form), key=lambda one: one.costs["damage"])
+            less = [one for one in same if one.costs["damage"] < now[name].costs["damage"]]
+            more = [one for one in same if one.costs["damage"] > now[name].costs["damage"]]
+            paid.setdefault(name, []).extend(less[-1:])
+            gained.setdefault(name, []).extend(one for one in more[:1] if one.costs["time"] < now[name].costs["time"])
+
+    def further(name: str, way: Option[Way]) -> float:
+        return way.costs["damage"] - now[name].costs["damage"]
+
+    found = [
+        _changed(_changed(draft, one, faster.what), other, slower.what)
+        for one, other in permutations(options, 2)
+        for faster in gained[one]
+        for slower in paid[other]
+        if further(one, faster) + further(other, slower) <= 0
+    ]
+    return [found[index] for index in generator.permutation(len(found))[:count]]
+
+
 def _apart(one: Option[Way], now: Option[Way]) -> float:
     if one.what.form == now.what.form:
         return float(np.abs(np.subtract(one.what.ranks, now.what.ranks)).sum())
@@ -124,10 +155,16 @@ def _changed(draft: Draft, name: str, way: Way) -> Draft:
 
 
 def beside(subject: Subject) -> Found:
-    """How many times as fast as the plan the best of its neighbours is: all timed roughly, the best of them again."""
+    """How many times as fast as the plan the best of its neighbours is: all timed roughly, the best of them again.
+
+    Where too few differ in one layer `alone`, others exchange damage between two.
+    """
     share, draft = subject.planned
     search = subject.search
-    near = neighbours(draft, search.problem().layers, NEIGHBOURS, np.random.default_rng(subject.seed))
+    options, generator = search.problem().layers, np.random.default_rng(subject.seed)
+    near = neighbours(draft, options, NEIGHBOURS, generator)
+    alone = len(near)
+    near += exchanges(draft, options, NEIGHBOURS - alone, generator)
     plan, rough = search.sketch(draft), list[float]()
     for start in range(0, len(near), AT_ONCE):
         subject.report("timing neighbours", start, len(near))
@@ -135,7 +172,7 @@ def beside(subject: Subject) -> Found:
         timed = subject.watch.timed(plan, sketches, whole=True)
         rough += [timed[key_of(one)].ratio for one in sketches]
     best = sorted(range(len(near)), key=lambda index: rough[index])[:BEST]
-    figures = {"budget": share, "neighbours": float(len(near)), "layers": float(len(draft.ways))}
+    figures = {"budget": share, "neighbours": float(len(near)), "alone": float(alone), "layers": float(len(draft.ways))}
     if not best:
         return Found(figures, "no change of one layer damages less")
     contents = {"plan": plan} | {f"neighbour{index}": search.sketch(near[index]) for index in best}
@@ -165,11 +202,11 @@ def launched(
 
 def _told(plan: Draft, other: Draft) -> str:
     """What another draft changes."""
-    for name in sorted(plan.ways.keys() | other.ways.keys()):
-        before, after = (draft.ways.get(name, DENSE) for draft in (plan, other))
-        if before != after:
-            return f"{name}: {_written(before)} → {_written(after)}"
-    return ""
+    changed = {
+        name: [draft.ways.get(name, DENSE) for draft in (plan, other)]
+        for name in sorted(plan.ways.keys() | other.ways.keys())
+    }
+    return ", ".join(f"{name}: {_written(one)} → {_written(two)}" for name, (one, two) in changed.items() if one != two)
 
 
 def _written(way: Way) -> str:

@@ -108,6 +108,27 @@ def test_neighbours_differ_in_one_layer_and_damage_no_more():
     assert all(one.ways.get("b") != Way("spatial", (24,)) for one in first), "two steps come after all single ones"
 
 
+def test_exchanges_differ_in_two_layers_and_damage_no_more_in_all():
+    options = {
+        name: options_of({("spatial", r): (1 / r, r / 100 - 0.5) for r in (8, 16, 24)} | {("channel", 8): (1.0, -0.6)})
+        for name in "abc"
+    }
+    plan = Draft({}, {"a": Way("spatial", (16,)), "b": Way("spatial", (8,))})
+    found = questions.exchanges(plan, options, 200, np.random.default_rng(0))
+    changes = [{name for name in "abc" if one.ways.get(name, DENSE) != plan.ways.get(name, DENSE)} for one in found]
+    assert all(len(names) == 2 for names in changes)
+    damage = {one.what: one.costs["damage"] for one in options["a"]}
+    time = {one.what: one.costs["time"] for one in options["a"]}
+    for one in found:
+        steps = {name: (plan.ways.get(name, DENSE), one.ways.get(name, DENSE)) for name in "abc"}
+        assert sum(damage[new] - damage[old] for old, new in steps.values()) <= 0
+        assert any(time[new] < time[old] for old, new in steps.values())
+    # a 16 → 8 damages 1/16 more, which b pays from 8 to 16; c dense → 24 damages 1/24, which a or b pays
+    assert {"a": Way("spatial", (8,)), "b": Way("spatial", (16,))} in [dict(one.ways) for one in found]
+    assert len(found) == len({str(sorted(one.ways.items())) for one in found})
+    assert len(questions.exchanges(plan, options, 2, np.random.default_rng(0))) == 2
+
+
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
