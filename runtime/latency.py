@@ -1,7 +1,8 @@
 """The latency table: how long small models take, as a multiple of one another, kept from one call to the next.
 
 It times opaque bytes. Models of one contest are alive in one process and take turns of a single run each, in random
-order: each finds the caches as the others left them, and all meet the same weather. Stored is the ratio to the
+order: all meet the same weather. A part of a network finds the caches as others left them, as it does in the network;
+a whole one as it left them itself, as when it is served. Stored is the ratio to the
 contest's reference, under all that decides how fast a model runs; seconds of two days are never mixed.
 """
 
@@ -31,6 +32,7 @@ from .turns import Options, choose_cores
 
 LAUNCHES = 2  # processes a contest is held in: whole launches differ
 ROUNDS, SECONDS = 800, 6.0  # of a contest, whichever comes first; three rounds a launch at least
+WHOLE_SECONDS = 10.0  # for whole networks, each of whose runs comes after two that are not timed
 _NEAR = 16  # rounds within which runs are compared: the machine changes from one second to the next
 _PARTS = 5  # of a launch's rounds, whose spread says how sure a ratio is
 _BUSY_S = 60.0  # to wait for another process that writes
@@ -169,7 +171,8 @@ class Stopwatch:
     ) -> dict[str, Timed]:
         """Hold one contest, now, whatever the table says; ratios by the models' keys.
 
-        `whole` networks get the inputs, or their shapes, that the options name; parts of one have their own.
+        `whole` networks run as when they are served, on the inputs, or their shapes, that the options name; parts of
+        one have their own.
         """
         with self._launched(launches) as processes:
             return self._held(processes, reference, models, whole=whole)
@@ -192,8 +195,9 @@ class Stopwatch:
             for path, model in zip(paths, (reference, *models), strict=True):
                 Path(path).write_bytes(model)
             for launch, process in enumerate(processes):
-                request = {"models": paths, **told(options, cores), "seed": options.seed + launch}
-                samples = contest(process, request, ROUNDS // LAUNCHES, SECONDS / LAUNCHES)
+                request = {"models": paths, **told(options, cores), "seed": options.seed + launch, "alone": whole}
+                seconds = WHOLE_SECONDS if whole else SECONDS
+                samples = contest(process, request, ROUNDS // LAUNCHES, seconds / LAUNCHES)
                 launches.append(np.log(np.asarray(samples)))
         reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())
         return {

@@ -36,6 +36,7 @@ from .matching import matched, rows, share_matched, units
 RELATED = 0.5  # of the first file's MACs, in layers that the second has too
 _LEDGER, _SCREENED = 0.5, 0.75  # of the time there is: when the ledger ends, and when changes have been looked through
 _AT_ONCE, _FINALISTS = 6, 6  # files tried side by side, changes that are measured again
+_WORTH = 0.005  # of the second file's time: a change that gains less is none
 _MOST_CONTESTS = 8  # of a ledger: beyond it intervals hardly shrink
 _FOLDED = "folded"
 _TOGETHER = "the best of each place together"
@@ -290,11 +291,8 @@ class _Better:
         self.report("looking for changes", 1, 1)
         rough = self._rough(until[0])
         gains = sorted((name for name, gain in rough.items() if gain > 0), key=lambda name: -rough[name])
-        chosen, places = gains[:_FINALISTS], dict[str, str]()
         self.left_out += gains[_FINALISTS:]
-        for name in chosen:
-            places.setdefault(self._known[name].place, name)
-        self._measure({name: [name] for name in chosen} | {_TOGETHER: list(places.values())}, until[1])
+        self._measure(gains, until[1])
         return self
 
     def _fold(self) -> None:
@@ -310,7 +308,7 @@ class _Better:
             self.alone.append(Improvement(name=_FOLDED, about=about, error=None, worth=worth, command=command))
 
     def _rough(self, until: float) -> dict[str, float]:
-        """What each change gains, of those that there is time for."""
+        """What each change gains beyond what is worth a change, of those that there is time for."""
         found, known = dict[str, float](), list(self._known)
         for start in range(0, len(known), _AT_ONCE):
             some = known[start : start + _AT_ONCE]
@@ -318,16 +316,17 @@ class _Better:
                 self.left_out += some
                 continue
             self.report("trying changes", start, len(known))
-            made = self._made({name: [name] for name in some})
+            made = self._each_alone(some)
             if made:
                 times = Times(_FOLDED, self._content)
                 times.add(self.watch, {name: one.content for name, one in made.items()})
-                found |= {name: float(times.gains(name).mean()) for name in made}
+                found |= {name: float(times.gains(name).mean()) - _WORTH * times.reference_s[0] for name in made}
         self.report("trying changes", len(known), len(known))
         return found
 
-    def _measure(self, wanted: Mapping[str, Sequence[str]], until: float) -> None:
-        made = self._made(wanted)
+    def _measure(self, gains: Sequence[str], until: float) -> None:
+        """The best alone, and as many as can be had together."""
+        made = self._each_alone(gains[:_FINALISTS]) | self._all_in_turn(gains)
         if not made:
             return
         times, contents = Times(_FOLDED, self._content), {name: one.content for name, one in made.items()}
@@ -345,24 +344,25 @@ class _Better:
                 self.alone.append(improvement)
         self.alone.sort(key=lambda improvement: -improvement.worth.value)
 
-    def _made(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, _Made]:
-        """Files with these changes, made in turn; without those that the runtime does not take, and without what is
-        only one change after all.
-        """
+    def _each_alone(self, names: Sequence[str]) -> dict[str, _Made]:
         found = {}
-        for name, names in wanted.items():
-            model, errors = copied(self._base), dict[str, float | None]()
-            if names:
-                errors[names[0]] = self._known[names[0]].apply(model)
-                errors |= in_turn(model, names[1:], self._original, self.watch.facts.tile)
-            content = serialize(model)
-            if name == _TOGETHER and len(errors) < 2:
-                continue
-            if _runs(content):
-                found[name] = _Made(content, errors)
-            else:
-                self.left_out.append(name)
-        return found
+        for name in names:
+            model = copied(self._base)
+            error = self._known[name].apply(model)
+            found[name] = _Made(serialize(model), {name: error})
+        return self._running(found)
+
+    def _all_in_turn(self, names: Sequence[str]) -> dict[str, _Made]:
+        """One file, or none where that is a single change after all."""
+        model = copied(self._base)
+        errors = in_turn(model, names, self._original, self.watch.facts.tile, _FINALISTS)
+        return self._running({_TOGETHER: _Made(serialize(model), errors)} if len(errors) > 1 else {})
+
+    def _running(self, made: dict[str, _Made]) -> dict[str, _Made]:
+        """Those that the runtime takes."""
+        refused = [name for name, one in made.items() if not _runs(one.content)]
+        self.left_out += refused
+        return {name: one for name, one in made.items() if name not in refused}
 
 
 @dataclass(frozen=True)

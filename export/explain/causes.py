@@ -183,15 +183,19 @@ def changes(model: ir.Model, original: Original, tile: int) -> dict[str, Change]
     return {change.name: change for change in sorted(found, key=lambda change: -change.macs)}
 
 
-def in_turn(model: ir.Model, names: Sequence[str], original: Original, tile: int) -> dict[str, float | None]:
-    """Make changes one after the other, in place: the error of each. Those that there are not, or not any more, are
-    left out.
+def in_turn(model: ir.Model, names: Sequence[str], original: Original, tile: int, most: int) -> dict[str, float | None]:
+    """Make up to `most` changes one after the other, in place: the error of each, by name.
+
+    Those that there are not any more are left out, and those of a place where one was made.
     """
-    errors = {}
+    errors, places = dict[str, float | None](), set[str]()
+    known = changes(model, original, tile)
     for name in names:
-        change = changes(model, original, tile).get(name)
-        if change is not None:
+        change = known.get(name)
+        if change is not None and change.place not in places and len(errors) < most:
             errors[name] = change.apply(model)
+            places.add(change.place)
+            known = changes(model, original, tile)
     return errors
 
 

@@ -50,7 +50,8 @@ class Times:
         seed = watch.options.seed + LAUNCHES * len(self.reference_s)
         keys = {name: key_of(content) for name, content in contents.items()}
         anew = replace(watch, options=replace(watch.options, seed=seed))
-        found = anew.timed(self.reference, list({keys[n]: contents[n] for n in contents}.values()), launches=LAUNCHES)
+        models = list({keys[name]: contents[name] for name in contents}.values())
+        found = anew.timed(self.reference, models, whole=True, launches=LAUNCHES)
         for name, key in keys.items():
             self.ratios.setdefault(name, []).extend(found[key].launches)
         self.reference_s.append(next(iter(found.values())).reference_s)

@@ -223,6 +223,9 @@ def test_system_files_are_read_with_units(tmp_path: Path):
     assert board.read_number(str(release)) is None
 
 
+CONTEST = {"cores": [], "session_config": {}, "provider": "cpu", "seed": 0, "rounds": 3, "seconds": 60.0}
+
+
 class _Waiting:
     """A session whose run works for a moment, then waits: as one does whose core is taken away."""
 
@@ -240,8 +243,36 @@ class _Waiting:
 def test_a_contest_does_not_count_what_a_competitor_takes(monkeypatch, threads, counts_waiting):
     monkeypatch.setattr(board, "open_session", lambda request, provider: _Waiting())
     monkeypatch.setattr(gc, "disable", lambda: None)
-    request = {"models": ["a"], "cores": [], "session_config": {}, "provider": "cpu", "threads": threads, "seed": 0}
-    (samples,) = board.contest({**request, "rounds": 3, "seconds": 60.0})["samples_s"]
+    (samples,) = board.contest({**CONTEST, "models": ["a"], "threads": threads, "alone": False})["samples_s"]
     assert len(samples) == 3
     assert all((sample >= 6e-3) == counts_waiting for sample in samples), samples
     assert min(samples) >= 1e-3
+
+
+class _Counting:
+    """A session that takes so long, in a log of who ran."""
+
+    def __init__(self, name: str, run_s: float, log: list[str]) -> None:
+        self.name, self.run_s, self.log = name, run_s, log
+
+    def get_inputs(self) -> list:
+        return []
+
+    def run(self, outputs: object, feed: object) -> None:
+        self.log.append(self.name)
+        time.sleep(self.run_s)
+
+
+def test_a_network_in_a_contest_runs_as_when_it_is_served(monkeypatch):
+    """Two runs of its own go before each that is timed; a long one needs none once that is known."""
+    log: list[str] = []
+    takes = {"short": 1e-4, "long": 2 * board.LONG_RUN_S}
+    monkeypatch.setattr(
+        board, "open_session", lambda request, _: _Counting(request["model"], takes[request["model"]], log)
+    )
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    found = board.contest({**CONTEST, "models": list(takes), "threads": 2, "alone": True})["samples_s"]
+    assert [len(samples) for samples in found] == [3, 3]
+    assert log.count("short") == 3 * (2 + 3)
+    assert log.count("long") == 3 * (2 + 1) + 2
+    assert all("".join(name[0] for name in log[k : k + 3]) in ("sss", "lll") for k in range(0, 12, 3))

@@ -161,4 +161,4 @@ def test_changes_in_turn_leave_out_what_an_earlier_one_took(tmp_path):
     original, rewritten = Original(model), "shortcuts as strided convolutions"
     (taken,) = (name for name in changes(model, original, STAIR) if name.startswith("without s0"))
     assert rewritten in changes(model, original, STAIR)
-    assert in_turn(model, [rewritten, taken], original, STAIR) == {rewritten: None}
+    assert in_turn(model, [rewritten, taken], original, STAIR, 2) == {rewritten: None}
