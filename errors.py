@@ -23,6 +23,10 @@ class CheckFailed(RankfoldError):
     exit_code = 1
 
 
+class Infeasible(CheckFailed):
+    """No choice is within the limits; with wider ones there may be."""
+
+
 class DeviceError(RankfoldError):
     """The device could not be reached, or failed while it ran."""
 

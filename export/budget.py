@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..errors import CheckFailed, InputError
+from ..errors import CheckFailed, Infeasible, InputError
 from ..records import Comparison, Drop, PlanTiming
 from ..runtime.latency import Timed
 from .damage import Candidate
@@ -178,7 +178,7 @@ class _Chooser:
             aim *= share / found.ratio if found.ratio > share else math.sqrt(share / found.ratio)
         self._report("choosing", _ROUNDS, _ROUNDS)
         if best is None and damage is not None:
-            raise CheckFailed(
+            raise Infeasible(
                 f"expected at most {share:.3f} of the original's time, found {least:.3f} within the damage; "
                 "allow more of either"
             )
@@ -197,13 +197,13 @@ class _Chooser:
         Where none does, everything stays dense and nothing is lost; CheckFailed where that takes too long.
         """
         best: tuple[Draft, Timed, Drop | None] | None = None
-        refused: CheckFailed | None = None
+        refused: Infeasible | None = None
         fitting, failing, damage = 0.0, math.inf, _FIRST_DAMAGE
         for number in range(_TRIALS):
             self._report("building and judging", number, _TRIALS)
             try:
                 draft, found = self._within_time(damage)
-            except CheckFailed as error:  # so little damage leaves too much time
+            except Infeasible as error:  # so little damage leaves too much time
                 refused, fitting = error, damage
             else:
                 drop = self._judged(draft)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from ..errors import CheckFailed
+from ..errors import CheckFailed, Infeasible
 
 What = TypeVar("What")
 _SECONDS = 60.0
@@ -63,7 +63,7 @@ class Problem(Generic[What]):
     def solve(self, minimise: str, limits: Mapping[str, float], seconds: float = _SECONDS) -> Choice[What]:
         """The choice with the least of `minimise` among those within `limits`, each an upper end of a sum.
 
-        Raises CheckFailed where there is none, or none was found within `seconds`.
+        Raises Infeasible where there is none, CheckFailed where none was found within `seconds`.
         """
         kept = {name: _useful(options, [minimise, *limits]) for name, options in self.layers.items()}
         bounds = [limits[name] - self.base.get(name, 0.0) for name in limits]
@@ -73,7 +73,7 @@ class Problem(Generic[What]):
         found = programme.solved(bounds, seconds)
         if found is None:
             asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
-            raise CheckFailed(f"no choice has {asked}; allow more")
+            raise Infeasible(f"no choice has {asked}; allow more")
         options, widths, gap = found
         return Choice(options, widths, self._totals(options, widths), gap)
 

@@ -200,6 +200,17 @@ def test_a_metric_and_a_limit_of_time_hold_together(model, tmp_path):
         choose(search_of(model, watch), Budget(share=0.3, drop=0.001), "board", drop_of=drop_of)
 
 
+def test_a_solver_out_of_time_is_not_taken_for_a_limit_too_tight(model, tmp_path, monkeypatch):
+    search = search_of(model, watch_on(device(), tmp_path))
+
+    def out_of_time(*_: object) -> None:
+        raise CheckFailed("found within 60 s")
+
+    monkeypatch.setattr(search, "least", out_of_time)
+    with pytest.raises(CheckFailed, match="found within 60 s"):
+        choose(search, Budget(drop=0.5), "board", drop_of=lambda *_: Drop(metric="top-1", n=1, value=0, error=0))
+
+
 def test_a_limit_of_time_and_one_of_harm_hold_together(model, tmp_path):
     watch = watch_on(device(), tmp_path)
     found = chosen(model, watch, Budget(share=0.7, damage=2.0))
