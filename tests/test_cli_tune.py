@@ -58,7 +58,7 @@ def test_tuning_wins_back_what_the_original_does(models, tmp_path):
 
 
 def test_interrupted_and_gone_on_the_weights_are_the_same(models, tmp_path):
-    options = shlex.split("tune small.onnx --teacher net.onnx --data data.npz --steps 150 --batch 16 --save-every-s 0")
+    options = shlex.split("tune small.onnx --teacher net.onnx --data data.npz --steps 60 --batch 16 --save-every-s 0")
     whole = tmp_path / "whole.onnx"
     assert rankfold(models, *options, "-o", str(whole)).returncode == 0
     parts, state = tmp_path / "parts.onnx", tmp_path / "parts.tune.safetensors"

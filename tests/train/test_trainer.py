@@ -83,7 +83,7 @@ def test_resuming_from_any_step_is_exact(tmp_path, glyphs, stop_at):
 
 def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
     recipe = tmp_path / "tiny.toml"
-    moments = counts(3, 20)
+    moments = counts(2, 20)
     recipe.write_text(toml().replace("steps = 30", f"steps = {100 * moments}"))
 
     def start(folder, *options):

@@ -11,6 +11,7 @@ import pytest
 
 from rankfold.devices import probe
 from rankfold.errors import InputError
+from rankfold.export import explain as explaining
 from rankfold.export.explain import explain, make_into
 from rankfold.export.explain.causes import Original, changes, in_turn
 from rankfold.export.fold import tidy
@@ -96,7 +97,8 @@ def test_the_planted_cause_comes_first_and_the_sums_agree(tmp_path, watch, secon
     assert f"first cause: {cause}" in found.verdict
 
 
-def test_a_change_is_suggested_and_when_made_keeps_its_promise(tmp_path, watch):
+def test_a_change_is_suggested_and_when_made_keeps_its_promise(tmp_path, watch, monkeypatch):
+    monkeypatch.setattr(explaining, "_MOST_CONTESTS", 2)
     first, second = saved(network(16, 32, 32), tmp_path / "first.onnx"), saved(off_tile(), tmp_path / "second.onnx")
     found = explain(first, second, watch, time_s=60)
     cut = next(one for one in found.improvements if one.name.endswith(f"{STAIR + 1} → {STAIR}"))
