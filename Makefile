@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence choosing planted clean
+.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence choosing planted promised clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ choosing: $(READY) ## is choosing by measured latency worth it (hours; goes on):
 
 planted: $(READY) ## does `rankfold explain` name the planted cause of 20 networks (minutes; goes on where it was)
 	$(VENV)/bin/python -m rankfold.benchmarks.planted run
+
+promised: $(READY) ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder, with Torch-Pruning installed
+	@test -n "$(WEIGHTS)" || { echo "rankfold: make promised needs WEIGHTS=folder of resnet20*.th" >&2; exit 2; }
+	$(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
 
 # --- the project itself -------------------------------------------------------------------------------------
 
