@@ -69,7 +69,7 @@ SERVED = "served"  # whole networks are timed after runs of their own since then
 QUESTIONS = (
     Question("budget", _plain(questions.budget), SERVED),
     Question("fill", _plain(questions.fill)),
-    Question("neighbours", _plain(questions.beside), f"{SERVED}, and exchanges"),
+    Question("neighbours", _plain(questions.beside), f"{SERVED}, and exchanges of any step"),
     Question("in-place", _plain(questions.in_place), SERVED),
     Question("predicted", _plain(questions.predicted), SERVED),
     *(Question("rivals", partial(rivals, wanted=drop), f"{100 * drop:g} points", PUBLISHED) for drop in DROPS),

@@ -6,7 +6,7 @@ Each function takes a subject and returns figures; whatever is timed is timed an
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -116,31 +116,32 @@ def neighbours(
 def exchanges(
     draft: Draft, options: Mapping[str, Sequence[Option[Way]]], count: int, generator: np.random.Generator
 ) -> list[Draft]:
-    """Drafts that differ in two layers and should damage no more in all: one layer takes the next faster way of a form,
-    another pays with the next of its own that damages less. Drawn by chance from all that there are.
+    """Drafts that differ in two layers and should damage no more in all: one takes a faster way that damages more, the
+    other pays with one that damages less. Few steps along a form's ranks come first, those of as many by chance.
     """
-    paid: dict[str, list[Option[Way]]] = {}
-    gained: dict[str, list[Option[Way]]] = {}
     now = {name: next(one for one in ways if one.what == draft.ways.get(name, DENSE)) for name, ways in options.items()}
-    for name, ways in options.items():
-        for form in dict.fromkeys(one.what.form for one in ways):
-            same = sorted((one for one in ways if one.what.form == form), key=lambda one: one.costs["damage"])
-            less = [one for one in same if one.costs["damage"] < now[name].costs["damage"]]
-            more = [one for one in same if one.costs["damage"] > now[name].costs["damage"]]
-            paid.setdefault(name, []).extend(less[-1:])
-            gained.setdefault(name, []).extend(one for one in more[:1] if one.costs["time"] < now[name].costs["time"])
+    found: list[tuple[int, float, Draft]] = []
+    for faster, paying in permutations(options, 2):
+        for step, harm, one in _steps(options[faster], now[faster], worse=True):
+            for other_step, relief, other in _steps(options[paying], now[paying], worse=False):
+                if harm <= relief:
+                    changed = _changed(_changed(draft, faster, one.what), paying, other.what)
+                    found.append((step + other_step, float(generator.random()), changed))
+    return [one for *_, one in sorted(found, key=lambda change: change[:2])[:count]]
 
-    def further(name: str, way: Option[Way]) -> float:
-        return way.costs["damage"] - now[name].costs["damage"]
 
-    found = [
-        _changed(_changed(draft, one, faster.what), other, slower.what)
-        for one, other in permutations(options, 2)
-        for faster in gained[one]
-        for slower in paid[other]
-        if further(one, faster) + further(other, slower) <= 0
-    ]
-    return [found[index] for index in generator.permutation(len(found))[:count]]
+def _steps(ways: Sequence[Option[Way]], now: Option[Way], *, worse: bool) -> Iterator[tuple[int, float, Option[Way]]]:
+    """Ways that damage more and are faster, or that damage less: how many steps off, by how much, and which."""
+    for form in dict.fromkeys(one.what.form for one in ways):
+        further = [(abs(one.costs["damage"] - now.costs["damage"]), one) for one in ways if one.what.form == form]
+        side = [
+            (apart, one)
+            for apart, one in further
+            if apart
+            and (one.costs["damage"] > now.costs["damage"]) == worse
+            and (not worse or one.costs["time"] < now.costs["time"])
+        ]
+        yield from ((step, *each) for step, each in enumerate(sorted(side, key=lambda change: change[0])))
 
 
 def _apart(one: Option[Way], now: Option[Way]) -> float:
