@@ -3,17 +3,20 @@
 A multiple-choice knapsack with side conditions, as one mixed integer linear programme (`scipy.optimize.milp`, HiGHS):
 a binary for each width of a group and for each option of a layer; an option that presumes widths is open only where
 its groups have them. What options take only while they run (peaks) has one more variable a resource, at least as large
-as every layer's. The gap says how far from the optimum the choice may be.
+as every layer's. Layers alone under one limit are first decided by a price for it, which is often near enough. The gap
+says how far from the optimum the choice may be.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
@@ -68,7 +71,9 @@ class Problem(Generic[What]):
         kept = {name: _useful(options, [minimise, *limits]) for name, options in self.layers.items()}
         bounds = [limits[name] - self.base.get(name, 0.0) for name in limits]
         if len(limits) == 1 and not self.groups:
-            kept = _promising(kept, minimise, next(iter(limits)), bounds[0])
+            kept, near, gap = _by_price(kept, minimise, next(iter(limits)), bounds[0])
+            if near and gap <= _GAP:
+                return Choice(near, {}, self._totals(near, {}), gap)
         programme = _Programme(self, kept, [minimise, *limits])
         found = programme.solved(bounds, seconds)
         if found is None:
@@ -111,44 +116,63 @@ def _undominated(options: Sequence[Option[What]], resources: Sequence[str]) -> l
     return [options[index] for index in sorted(kept)]
 
 
-def _promising(
+def _by_price(
     layers: Mapping[str, Sequence[Option[What]]], minimise: str, limited: str, bound: float
-) -> dict[str, list[Option[What]]]:
-    """Without options that no optimum has, where layers alone share one limit: those whose Lagrangian bound lies above
-    the cost of a choice within the limit (variable fixing, Nauss, Management Science 24(12), 1978).
+) -> tuple[dict[str, list[Option[What]]], dict[str, Option[What]], float]:
+    """Where layers alone share one limit: the options that an optimum may have, a choice within the limit, and how far
+    that may be from the optimum, as a share.
+
+    A unit of the limited resource gets the lowest price at which the best choice keeps the limit (Lagrangian bound;
+    Everett, Operations Research 11(3), 1963); what that leaves of the limit is spent greedily. Options whose bound
+    lies above this choice are none (variable fixing, Nauss, Management Science 24(12), 1978). Without such a price
+    nothing is ruled out and no choice is there.
     """
     everything = {name: list(options) for name, options in layers.items()}
+    unknown = everything, {}, math.inf
     if any(one.peaks.get(name) for options in layers.values() for one in options for name in (minimise, limited)):
-        return everything
-    costs, taken = (
-        {name: np.array([one.costs.get(what, 0.0) for one in options]) for name, options in layers.items()}
-        for what in (minimise, limited)
-    )
+        return unknown
+    every = [one for options in everything.values() for one in options]
+    if not all(everything.values()) or not every:
+        return unknown
+    starts = np.cumsum([0, *map(len, everything.values())])[:-1]
+    owner = np.repeat(np.arange(len(everything)), [len(options) for options in everything.values()])
+    cost, use = (np.array([one.costs.get(name, 0.0) for one in every]) for name in (minimise, limited))
 
-    def choice(price: float) -> tuple[float, float]:
-        """Cost and use of the choice that is best where a unit of the limited resource has a price."""
-        at = {name: int(np.argmin(costs[name] + price * taken[name])) for name in layers}
-        return sum(costs[name][k] for name, k in at.items()), sum(taken[name][k] for name, k in at.items())
+    def best(price: float) -> NDArray[np.intp]:
+        """Of every layer, the option that is best at a price."""
+        priced = cost + price * use
+        least = np.flatnonzero(priced == np.minimum.reduceat(priced, starts)[owner])
+        return least[np.unique(owner[least], return_index=True)[1]]
 
-    if choice(0.0)[1] <= bound:
-        return everything
-    low, high = 0.0, 1.0
-    while choice(high)[1] > bound and high < _DEAREST:
+    at, low, high = best(0.0), 0.0, 1.0
+    if use[at].sum() <= bound:
+        return everything, dict(zip(everything, [every[index] for index in at.tolist()], strict=True)), 0.0
+    while use[best(high)].sum() > bound and high < _DEAREST:
         low, high = high, high * 4
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if choice(middle)[1] <= bound else (middle, high)
-    reached, use = choice(high)
-    if use > bound:
-        return everything
-    reduced = {name: costs[name] + high * taken[name] for name in layers}
-    least = {name: float(one.min()) for name, one in reduced.items()}
-    slack = reached - (sum(least.values()) - high * bound)
+        low, high = (low, middle) if use[best(middle)].sum() <= bound else (middle, high)
+    at = best(high)
+    if use[at].sum() > bound:
+        return unknown
+    reduced: NDArray[np.float64] = cost + high * use
+    least = np.minimum.reduceat(reduced, starts)
+    while True:
+        gain = np.where(use - use[at][owner] <= bound - use[at].sum(), cost[at][owner] - cost, 0.0)
+        found = int(gain.argmax())
+        if gain[found] <= 0:
+            break
+        at[owner[found]] = found
+    reached = float(cost[at].sum())
+    slack = reached - float(least.sum() - high * bound)
     room = slack * (1 + _GAP) + _SLACK * (abs(reached) + 1)
-    return {
-        name: [one for one, cost in zip(options, reduced[name], strict=True) if cost - least[name] <= room]
-        for name, options in everything.items()
+    kept = reduced - least[owner] <= room
+    left = {
+        name: [one for one, keep in zip(options, kept[start : start + len(options)], strict=True) if keep]
+        for (name, options), start in zip(everything.items(), starts.tolist(), strict=True)
     }
+    gap = max(slack, 0.0) / abs(reached) if reached else 0.0
+    return left, dict(zip(everything, [every[index] for index in at.tolist()], strict=True)), gap
 
 
 class _Programme(Generic[What]):
