@@ -37,13 +37,31 @@ def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool
     node by node as it is written.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _session(model, what, options)
+
+
+def save_portable(model: bytes, path: Path, what: str) -> None:
+    """Write the graph as ONNX Runtime optimises it for any CPU: an .ort file, or .onnx, by the path's suffix.
+
+    As onnxruntime.tools.convert_onnx_models_to_ort does for ARM: all levels, without the NCHWc layout, whose kernels
+    only some CPUs have and whose block is this CPU's; int8 stays int8, which x86 alone would make uint8.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", path.suffix[1:].upper())
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    _session(model, what, options, disabled_optimizers=["NchwcTransformer"])
+
+
+def _session(model: bytes | Path, what: str, options: ort.SessionOptions, **more: list[str]) -> InferenceSession:
+    options.log_severity_level = _SILENT
     content = str(model) if isinstance(model, Path) else model
     try:
-        return InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return InferenceSession(content, options, providers=["CPUExecutionProvider"], **more)
     except RUNTIME_ERRORS as error:
         raise InputError(f"{what}: ONNX Runtime refuses it: {one_line(error)}; export it again") from error
 
