@@ -162,7 +162,9 @@ def package(
         memory_bytes=memory_bytes(memory_gb),
     )
     size = sum(file.size_bytes for file in made.files)
-    print(f"{output}: {len(made.files)} files, {size / 1e6:.2f} MB, outputs may be off by {made.tolerance:.1e} on a board")
+    print(
+        f"{output}: {len(made.files)} files, {size / 1e6:.2f} MB, outputs may be off by {made.tolerance:.1e} on a board"
+    )
     print(f"fill in {output / 'LICENSES'}; on the board: sh {shlex.quote(str(Path(output.name) / 'verify.sh'))}")
 
 

@@ -30,16 +30,20 @@ RUNTIME_ERRORS = (
 )
 
 
-def session(model: bytes | Path, what: str, threads: int = 1, *, optimized: bool = True) -> InferenceSession:
+def session(
+    model: bytes | Path, what: str, threads: int = 1, *, optimized: bool = True, wide_int8: bool = False
+) -> InferenceSession:
     """A session on the CPU provider. Raises InputError, naming `what`, when the runtime refuses the model.
 
     `model` is a file's content, or its path where external data belongs to it; not `optimized` runs the graph
-    node by node as it is written.
+    node by node as it is written; `wide_int8` keeps int8 sums from overflowing where a CPU adds them in 16 bits.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if wide_int8:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return _session(model, what, options)
 
 

@@ -30,7 +30,9 @@ class Package(Record):
 
     rankfold_version: str
     onnxruntime_version: str = Field(description="that made model.ort and the expected outputs")
-    source_sha256: Sha256 = Field(description="of the file that was packaged; model.onnx's, unless its data lay outside")
+    source_sha256: Sha256 = Field(
+        description="of the file that was packaged; model.onnx's, unless its data lay outside"
+    )
     ir_version: int
     opsets: dict[str, int] = Field(description="by domain; ONNX's own is ai.onnx")
     inputs: list[PackagedTensor]

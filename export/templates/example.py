@@ -18,12 +18,22 @@ import onnxruntime as ort
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("model.onnx", "model.ort")
+WHERE = f"onnxruntime {ort.__version__} on {platform.machine()}"
 
 
 def read(tensor):
     """An input or output that the manifest describes: little-endian numbers in C order."""
     kind = np.dtype(tensor["type"]).newbyteorder("<")
     return np.fromfile(HERE / tensor["file"], kind).reshape(tensor["shape"])
+
+
+def run(model, names, inputs):
+    """A model's outputs; where it does not run, that is the last line."""
+    try:
+        session = ort.InferenceSession(str(HERE / model), providers=["CPUExecutionProvider"])
+        return session.run(names, inputs)
+    except Exception as error:  # noqa: BLE001 (the runtime's errors have no base of their own)
+        sys.exit(f"{model}: it does not run by {WHERE}: {' '.join(str(error).split())}")
 
 
 def relative_error(found, expected):
@@ -43,15 +53,12 @@ def main():
     names = [tensor["name"] for tensor in manifest["outputs"]]
     expected = [read(tensor) for tensor in manifest["outputs"]]
     allowed, worst = manifest["tolerance"], 0.0
-    where = f"onnxruntime {ort.__version__} on {platform.machine()}"
     for model in MODELS:
-        session = ort.InferenceSession(str(HERE / model), providers=["CPUExecutionProvider"])
-        outputs = session.run(names, inputs)
-        error = np.max([relative_error(one, other) for one, other in zip(outputs, expected)])
+        error = np.max(list(map(relative_error, run(model, names, inputs), expected)))
         if not error <= allowed:  # a NaN is no agreement
-            sys.exit(f"{model}: relative error {error:.1e} by {where}, allowed {allowed:.1e}")
+            sys.exit(f"{model}: relative error {error:.1e} by {WHERE}, allowed {allowed:.1e}")
         worst = max(worst, error)
-    print(f"{' and '.join(MODELS)}: relative error {worst:.1e} by {where}, allowed {allowed:.1e}")
+    print(f"{' and '.join(MODELS)}: relative error {worst:.1e} by {WHERE}, allowed {allowed:.1e}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ end() { # code, what it means, why
 no() { end 1 no "$1"; }
 cannot() { end 2 'cannot be checked here' "$1"; }
 
-CDPATH='' cd -- "$(dirname -- "$0")" || cannot 'its folder cannot be entered'
+case $0 in
+*/*) CDPATH='' cd -- "${0%/*}/" || cannot "${0%/*} cannot be entered" ;;
+esac
 python=${PYTHON:-python3}
 
 command -v sha256sum >/dev/null || cannot 'sha256sum is missing (coreutils or busybox)'
