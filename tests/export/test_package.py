@@ -20,7 +20,8 @@ from onnx import numpy_helper
 from rankfold.errors import InputError
 from rankfold.export.graphs import with_weights
 from rankfold.export.package import MANIFEST, SUMS, package_into
-from rankfold.export.parity import difference, run
+from rankfold.export.parity import difference, identical, outputs_of, run
+from rankfold.export.sessions import session
 from rankfold.files import making_folder, sha256_of
 from rankfold.records import Package, Parity, ParityCheck, Plan
 from rankfold.runtime.inputs import Given
@@ -129,6 +130,8 @@ def test_test_data_is_onnxs_and_the_same_as_numbers(packages):
         assert first.declared == ["batch", *first.shape[1:]]
         assert all(np.ptp(output) > 0 for output in outputs)
         feeds = {tensor.name: array for tensor, array in zip(manifest.inputs, arrays, strict=False)}
+        written = session(packages / name / "model.onnx", name, optimized=False)
+        assert identical(outputs_of(written, feeds), outputs)
         for model in ("model.onnx", "model.ort"):
             relative, _ = difference(run(packages / name / model, feeds), outputs)
             assert relative <= manifest.tolerance / 4
@@ -159,7 +162,7 @@ def test_the_same_model_gives_the_same_package(packages, tmp_path):
     assert again.model_copy(update={"files": first.files}) == first
 
 
-def test_inputs_are_the_users_and_data_outside_comes_in(tmp_path):
+def test_inputs_are_the_users_and_data_outside_comes_in(tmp_path, monkeypatch):
     onnx.save(parsed(TOKENS), tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0)
     arrays = {"tokens": np.array([[3, 1, 4]]), "mask": np.array([[1, 1, 0]])}
     (tmp_path / "out").mkdir()
@@ -169,6 +172,16 @@ def test_inputs_are_the_users_and_data_outside_comes_in(tmp_path):
     assert stored.tolist() == [[3, 1, 4]]
     alone = shutil.copytree(tmp_path / "out", tmp_path / "elsewhere")
     assert difference(run(alone / "model.onnx", arrays), run(parsed(TOKENS).SerializeToString(), arrays))[0] == 0
+    monkeypatch.setattr("rankfold.runtime.onnxfile.MAX_EMBEDDED_BYTES", 100)
+    with pytest.raises(InputError, match=r"net.onnx: the model is larger than 2 GB, which an .ort file cannot hold"):
+        package_into(tmp_path / "none", tmp_path / "net.onnx")
+
+
+def test_a_batch_and_open_axes_are_as_they_are_asked_for(tmp_path):
+    onnx.save(parsed(TOKENS), tmp_path / "net.onnx")
+    (tmp_path / "out").mkdir()
+    made = package_into(tmp_path / "out", tmp_path / "net.onnx", given=Given({"tokens": (2, 5)}), seed=3)
+    assert [one.shape for one in (*made.inputs, *made.outputs)] == [[2, 5], [2, 5], [2, 5, 6]]
 
 
 # --- the check on a board -----------------------------------------------------------------------------------
