@@ -5,7 +5,7 @@ Everything in it stands on its own: nothing of ours runs on the board but the fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -160,7 +160,7 @@ def _operators_text(content: bytes, scratch: Path) -> str:
 
 
 def _written(
-    folder: Path, kind: str, index: int, named: tuple[str, NDArray], values: list[onnx.ValueInfoProto]
+    folder: Path, kind: str, index: int, named: tuple[str, NDArray], values: Sequence[onnx.ValueInfoProto]
 ) -> PackagedTensor:
     """An input or output as .pb and .bin, and what the manifest says of it."""
     name, array = named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: recent wheels start an upload thread
@@ -58,14 +59,16 @@ def save_portable(model: bytes, path: Path, what: str) -> None:
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", path.suffix[1:].upper())
     options.add_session_config_entry("session.qdqisint8allowed", "1")
-    _session(model, what, options, disabled_optimizers=["NchwcTransformer"])
+    _session(model, what, options, disabled=["NchwcTransformer"])
 
 
-def _session(model: bytes | Path, what: str, options: ort.SessionOptions, **more: list[str]) -> InferenceSession:
+def _session(
+    model: bytes | Path, what: str, options: ort.SessionOptions, disabled: Sequence[str] = ()
+) -> InferenceSession:
     options.log_severity_level = _SILENT
     content = str(model) if isinstance(model, Path) else model
     try:
-        return InferenceSession(content, options, providers=["CPUExecutionProvider"], **more)
+        return InferenceSession(content, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
     except RUNTIME_ERRORS as error:
         raise InputError(f"{what}: ONNX Runtime refuses it: {one_line(error)}; export it again") from error
 

@@ -272,16 +272,13 @@ def test_the_python_example_is_of_the_oldest_python(board):
 
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory) -> Callable[[Path], Path]:
-    """Compile the C++ example of a package. Headers are ORT_HOME's or the system's; where they come
-    without a library, the wheel's is taken.
+    """Compile the C++ example of a package, with ORT_HOME or the system's onnxruntime; where headers come without a
+    library, with the wheel's.
     """
-    home = os.environ.get("ORT_HOME")
-    places = (
-        [Path(home, "include")] if home else [Path("/usr/include/onnxruntime"), Path("/usr/local/include/onnxruntime")]
-    )
-    include = next((place for place in places if (place / "onnxruntime_cxx_api.h").is_file()), None)
-    wheels = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")
-    library = next(iter([*Path(home or "/nowhere", "lib").glob("libonnxruntime.so*"), *wheels]), None)
+    home, wheel = Path(os.environ.get("ORT_HOME", "/usr")), Path(onnxruntime.__file__).parent
+    include = next((one.parent for one in sorted(home.glob("include/**/onnxruntime_cxx_api.h"))), None)
+    libraries = (*home.glob("lib*/libonnxruntime.so*"), *home.glob("lib/*/libonnxruntime.so*"))
+    library = next(iter(libraries or wheel.glob("capi/libonnxruntime.so.*")), None)
     if shutil.which("g++") is None or include is None or library is None:
         pytest.skip("no g++, or no onnxruntime_cxx_api.h: set ORT_HOME to a release, or install libonnxruntime-dev")
     folder = tmp_path_factory.mktemp("library")
@@ -385,7 +382,7 @@ def test_outputs_that_hang_on_rounding_are_refused(tmp_path):
     """Folding BatchNorm changes the last digits, of which the sine of a large number is made."""
     model = chain().model
     (output,) = model.graph.output
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e9), "large"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e9, np.float32), "large"))
     model.graph.node.append(onnx.helper.make_node("Mul", [output.name, "large"], ["far"]))
     model.graph.node.append(onnx.helper.make_node("Sin", ["far"], ["wild"]))
     output.name = "wild"
