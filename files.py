@@ -53,6 +53,26 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         _sync(folder)
 
 
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that on success is fsynced, with all in it, and becomes `path`; else it goes.
+
+    Raises InputError where `path` is there already, unless it is an empty folder.
+    """
+    with _writing(path):
+        if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
+            raise InputError(f"{path}: expected no such file or folder, found one; remove it or choose another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=_UNFINISHED, dir=path.parent) as scratch:
+            folder = Path(scratch) / "folder"
+            folder.mkdir()
+            yield folder
+            for each in (folder, *folder.rglob("*")):
+                _sync(each)
+            os.replace(folder, path)
+        _sync(path.parent)
+
+
 def require_writable(path: Path) -> None:
     """Raise now the InputError that writing `path` would end in after hours of work."""
     with _writing(path):

@@ -1,8 +1,9 @@
-"""Commands that take any ONNX file: fold, tune, quantize, model, evaluate."""
+"""Commands that take any ONNX file: fold, tune, quantize, package, model, evaluate."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,6 +52,11 @@ EVALUATE_EXAMPLES = (
 QUANTIZE_EXAMPLES = (
     "Examples:  [bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --mean 0.485,0.456,0.406 "
     "--std 0.229,0.224,0.225[/]"
+)
+PACKAGE_EXAMPLES = (
+    "Examples:  [bold]rankfold package small.onnx -o board/[/]   "
+    "[bold]rankfold package detector.onnx -o board/ --shape images:1x3x640x640[/]   "
+    "[bold]rankfold package bert.onnx -o board/ --inputs example.npz[/]"
 )
 TUNE_EXAMPLES = (
     "Examples:  [bold]rankfold tune small.onnx -o tuned.onnx --teacher model.onnx --data images/[/]   "
@@ -132,6 +138,34 @@ def quantize(
     )
     print(f"{output}: {megabytes(source)} → {megabytes(output)}{damage_text(parity.damage)}")
     print("whether it is faster only `rankfold bench` can say")
+
+
+def package(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make; it must not be there yet.")],
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the test inputs, unless --inputs has them.")] = 0,
+    limit_s: LimitOption = 1800.0,
+    memory_gb: MemoryOption = None,
+) -> None:
+    """Make the folder for firmware: model, .ort, required operators, test data, examples, and a check for the board."""
+    from .onnx_stages import package_file
+
+    made = package_file(
+        source,
+        output,
+        shapes=shape or (),
+        inputs=inputs,
+        seed=seed,
+        limit_s=limit_s,
+        memory_bytes=memory_bytes(memory_gb),
+    )
+    size = sum(file.size_bytes for file in made.files)
+    print(
+        f"{output}: {len(made.files)} files, {size / 1e6:.2f} MB, outputs may be off by {made.tolerance:.1e} on a board"
+    )
+    print(f"fill in {output / 'LICENSES'}; on the board: sh {shlex.quote(str(Path(output.name) / 'verify.sh'))}")
 
 
 def tune(

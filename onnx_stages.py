@@ -12,13 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .errors import InputError
-from .files import replacing_all, require_writable, sha256_of, write_bytes
+from .files import making_folder, replacing_all, require_writable, sha256_of, write_bytes
 from .records import (
     Compressed,
     Explanation,
     Facts,
     LayerTime,
     ModelScore,
+    Package,
     Parity,
     Plan,
     Tuned,
@@ -318,6 +319,30 @@ def quantize_file(
 
     with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
         return Parity.read(folder / names[0])
+
+
+def package_file(
+    source: Path,
+    output: Path,
+    *,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    seed: int = 0,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> Package:
+    """Make the folder `output` of a model, for firmware: all of it, or nothing; see `export.package`."""
+    from .export.guard import guarded
+
+    with making_folder(output) as folder:
+
+        def work() -> str:
+            from .export.package import package_into
+            from .runtime.inputs import given
+
+            return package_into(folder, source, given=given(shapes, inputs), seed=seed).model_dump_json()
+
+        return Package.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
 
 
 def tune_file(

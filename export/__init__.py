@@ -28,6 +28,7 @@ budget.py      least damage in the time there is, held against dense in place   
 prune.py       whole channels that their readers miss least                      model, Samples → model
 compress.py    all of these in order                                             ONNX → ONNX, Plan, Parity
 quantize.py    int8 by ONNX Runtime's tool, after folding                        ONNX, data → ONNX, Parity
+package.py     the folder a firmware engineer takes; templates/ is what is put in  ONNX → folder
 reporting.py   how long work says how far it is
 parity.py      outputs against the float64 truth                                 two models → ParityCheck
 shrink.py      all of it in order                                                dense.onnx → compact.onnx, Plan, Parity

@@ -85,8 +85,8 @@ def float32_original(model: bytes | Path, batch: int, seed: int = 0, given: Give
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else _without_data(model)
     inputs = make_inputs(proto, batch, np.random.default_rng(seed), given)
     witness = session(model, "the model", optimized=False)
-    truth = _outputs(witness, inputs)
-    if not _identical(_outputs(witness, inputs), truth):
+    truth = outputs_of(witness, inputs)
+    if not identical(outputs_of(witness, inputs), truth):
         raise InputError("the model yields other outputs at every run; a rewrite of it cannot be checked")
     relative, _ = difference(run(model, inputs), truth)
     _require_finite(relative)
@@ -142,12 +142,13 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
     return worst_relative, worst
 
 
-def run(model: bytes | Path, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+def run(model: bytes | Path, inputs: Mapping[str, NDArray], *, optimized: bool = True) -> list[NDArray]:
     """The model's outputs by ONNX Runtime. Raises InputError when it cannot run, or yields more than tensors."""
-    return _outputs(session(model, "the model"), inputs)
+    return outputs_of(session(model, "the model", optimized=optimized), inputs)
 
 
-def _outputs(runner: InferenceSession, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+def outputs_of(runner: InferenceSession, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+    """A session's outputs, one array each. Raises InputError as `run`."""
     try:
         outputs = runner.run(None, dict(inputs))
     except RUNTIME_ERRORS as error:
@@ -164,7 +165,8 @@ def _require_finite(relative: float) -> None:
         raise InputError("the model yields NaN, infinity or other shapes in float32 on normal inputs; check it")
 
 
-def _identical(outputs: list[NDArray], others: list[NDArray]) -> bool:
+def identical(outputs: list[NDArray], others: list[NDArray]) -> bool:
+    """Whether the same numbers are in both, NaN for NaN."""
     return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(outputs, others, strict=True))
 
 

@@ -11,6 +11,7 @@ scores.py    evaluation.json
 boards.py    cards and what a board turns out to be
 bench.py     bench.json
 explanations.py  explanation.json
+packages.py  manifest.json of a package
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from .bench import (
 )
 from .boards import Card, CpuFacts, Facts, Weather
 from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
+from .packages import Package, PackagedFile, PackagedTensor
 from .plans import (
     Compressed,
     Damage,
@@ -126,6 +128,9 @@ __all__ = [
     "OperatorTime",
     "OptimizerSpec",
     "Paced",
+    "Package",
+    "PackagedFile",
+    "PackagedTensor",
     "Pair",
     "Parity",
     "ParityCheck",

@@ -98,6 +98,20 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from _node_tensors(function.node)
 
 
+def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, in subgraphs and functions too."""
+    for body in (proto.graph, *proto.functions):
+        yield from _all_nodes(body.node)
+
+
+def _all_nodes(outer: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in outer:
+        yield node
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                yield from _all_nodes(graph.node)
+
+
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
@@ -110,8 +124,14 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        for graph in _graphs(attribute):
             yield from _graph_tensors(graph)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def _checked_bytes(tensor: onnx.TensorProto, path: Path) -> int:

@@ -195,7 +195,7 @@ def test_bench_takes_inputs_as_they_are(models, tmp_path):
     assert shapes == {"tokens": [2, 9], "mask": [2, 9]}
 
 
-@pytest.mark.parametrize("command", ["fold", "model", "evaluate"])
+@pytest.mark.parametrize("command", ["fold", "model", "evaluate", "package"])
 def test_help_has_examples_and_is_quick_to_import(command):
     done = rankfold(Path("/"), command, "--help")
     assert done.returncode == 0
