@@ -14,12 +14,14 @@ run meanwhile.
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +57,7 @@ IMAGE = (1, 3, 32, 32)
 def pruned(dense: Path, weights: Path, path: Path) -> None:
     """The network as Torch-Pruning leaves it at its own settings."""
     try:
-        import torch_pruning
+        torch_pruning: Any = importlib.import_module("torch_pruning")
     except ImportError as error:
         raise InputError("expected Torch-Pruning; pip install torch-pruning") from error
     model = _network(weights)
