@@ -121,7 +121,7 @@ def compress_file(
     tiles, runtime = _for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export import compress
         from .runtime.inputs import given, parse_shapes
         from .runtime.latency import stopwatch
@@ -140,7 +140,7 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
-                watch=None if wish.time is None else stopwatch(LocalTransport(), facts, options, table),
+                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table),
                 device=device,
             )
             return job.into(folder, source, output.name)
@@ -171,7 +171,7 @@ def layer_times(
     tiles = _for_device(facts, device, tile, None)[0]
 
     def work() -> str:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export.timing import times_of_file
         from .runtime.inputs import given
         from .runtime.latency import stopwatch, table_path
@@ -180,7 +180,7 @@ def layer_times(
         path = table or table_path()
         if not fill and not path.exists():
             raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
-        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), path)
+        watch = stopwatch(transport_to(device), facts, Options(threads=threads), path)
         with bars(stderr) as new_bar:
             said = given(shapes, inputs)
             found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
@@ -212,13 +212,13 @@ def explain_files(
     options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
 
     def work() -> str:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export.explain import explain
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
         with TemporaryDirectory(prefix="rankfold-") as folder, bars(stderr) as new_bar:
-            watch = stopwatch(LocalTransport(), facts, Options(threads=threads), Path(folder) / "table.sqlite")
+            watch = stopwatch(transport_to(device), facts, Options(threads=threads), Path(folder) / "table.sqlite")
             told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
             return explain(first, second, watch, **told).model_dump_json()
 

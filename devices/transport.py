@@ -1,10 +1,11 @@
-"""The seam between measuring and boards: a transport starts processes, a process answers requests.
+"""The seam between measuring and boards: a transport places files and starts processes, a process answers requests.
 
 Answers come from another program and maybe another machine: they are checked here before anyone uses them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self, TypeVar
 
 from pydantic import Field, ValidationError
@@ -39,6 +40,21 @@ class Transport(Protocol):
     def launch(self) -> BoardProcess:
         """Start board.py in a fresh process there."""
         ...
+
+    def place(self, path: Path) -> str:
+        """Where a process there finds this file, as it is now."""
+        ...
+
+
+class Outfit(Part):
+    """What is installed on a board, and free; a package that is missing has no version."""
+
+    python_version: Text
+    architecture: Text
+    libc: Text | None
+    versions: dict[Text, Text | None] = Field(max_length=8)
+    free_bytes: Annotated[int, Field(ge=0)]
+    time_s: float
 
 
 class Session(Part):
