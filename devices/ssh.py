@@ -68,15 +68,19 @@ ls -t | while read -r file; do
   test "$kept" -le {kept_kb} || rm -f "$file"
 done
 """
-_INTERPRETER = 'python={venv}/bin/python; test -x "$python" || python={python}\n'
+_PREPARED = 'python={venv}/bin/python; test -x "$python" || python={python}\n'
+_VERSION = '"$python" -c "import sys; print(sys.version.split()[0])"'
 
 
 class SshTransport:
-    """Reaches the board of a card. Paths there are relative to the user's home folder unless the card says else."""
+    """Reaches the board of a card. Paths there are relative to the user's home folder unless the card says else.
 
-    def __init__(self, card: Card) -> None:
+    A `bare` one starts the card's own interpreter, also where `devices setup` has made a virtual environment.
+    """
+
+    def __init__(self, card: Card, *, bare: bool = False) -> None:
         assert card.host is not None, "a card with transport ssh has one"
-        self.card, self._host = card, card.host
+        self.card, self._host, self._bare = card, card.host, bare
         self._placed: set[str] = set()
 
     def launch(self) -> ChildProcess:
@@ -108,7 +112,7 @@ class SshTransport:
         return f"{files}/{name}"
 
     def run(self, script: str, limit_s: float = LIMIT_S, content: IO[bytes] | None = None) -> str:
-        """What a shell script prints there, its stdin being `content`; DeviceError with its last line when it fails."""
+        """The line that a shell script prints there, its stdin being `content`. DeviceError when it fails."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:  # ProxyCommand may keep a pipe open
             streams = {"stdin": content or subprocess.DEVNULL, "stdout": out, "stderr": said}
             try:
@@ -125,17 +129,28 @@ class SshTransport:
             if code:
                 raise self._refusal(tail(said)) if code == _CONNECTION_FAILED else self._failure(code, tail(said))
             out.seek(0)
-            return out.read(_MAX_OUTPUT_BYTES).decode(errors="replace").strip()
+            line = out.read(_MAX_OUTPUT_BYTES).decode(errors="replace").strip()
+        if "\n" in line:
+            raise DeviceError(
+                f"the shell of {self._name} says {line[:60]!r} to everybody; let its start-up files (~/.bashrc) print "
+                "nothing where no person is"
+            )
+        return line
 
     @property
     def venv(self) -> str:
         """The virtual environment that `devices setup` makes."""
         return f"{self.card.workdir}/venv"
 
+    def python_version(self) -> str:
+        """Of the interpreter that `launch` starts, however old it is."""
+        return self.run(self.interpreter + _VERSION)
+
     @property
     def interpreter(self) -> str:
-        """A line of shell that sets $python: that of the virtual environment, or the card's."""
-        return _INTERPRETER.format(venv=shlex.quote(self.venv), python=shlex.quote(self.card.python))
+        """A line of shell that sets $python."""
+        python = shlex.quote(self.card.python)
+        return f"python={python}\n" if self._bare else _PREPARED.format(venv=shlex.quote(self.venv), python=python)
 
     def _command(self, script: str) -> list[str]:
         options = {**_OPTIONS, "ControlPath": f"{_sockets()}/%C"}
@@ -158,14 +173,18 @@ class SshTransport:
         if code == _CONNECTION_FAILED or code < 0:
             return self._refusal(said)
         if code in (_NOT_FOUND, _NOT_EXECUTABLE):
-            python = self.card.python
-            return DeviceError(f"{self._name} has no {python}: {last_line(said)}; install Python 3.8 or newer there")
+            return self._failure(code, said)
         if code > _SIGNAL and (name := _signal_name(code - _SIGNAL)):
             return DeviceError(f"the board process on {self._name} was killed by {name}; {self._check}")
         how = f"ended with status {code}, its last line: {last_line(said)}"
         return DeviceError(f"the board process on {self._name} {how}; {self._check}")
 
     def _failure(self, code: int, said: str) -> DeviceError:
+        """Why a command there failed."""
+        if code in (_NOT_FOUND, _NOT_EXECUTABLE):
+            return DeviceError(
+                f"{self._name} lacks a program: {last_line(said)}; install it there, or correct the card"
+            )
         if "No space left" in said:
             return DeviceError(f"the disk of {self._name} is full; remove what is in {self.card.workdir}/files there")
         return DeviceError(f"{self._name}: {last_line(said) or f'a command ended with status {code}'}; {self._check}")
@@ -210,10 +229,7 @@ def _signal_name(number: int) -> str | None:
 
 def _whole(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise DeviceError(
-            f"the board's shell printed {text[:60]!r} where a number was expected; let its start-up files (~/.bashrc) "
-            "print nothing unless a person is there"
-        )
+        raise DeviceError(f"the board's shell printed {text[:60]!r}, expected a number of bytes; run again")
     return int(text)
 
 
