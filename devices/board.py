@@ -67,7 +67,7 @@ WARMUP_MAX_CHUNK = 500
 QUIET_POLL_S = 0.005
 QUIET_BUSY_SHARE = 0.1  # a spinning thread uses its core whole; a sleeping pool under a hundredth
 QUIET_LIMIT_S = 5.0
-HUNG_UP_LIMIT_S = 60.0  # to finish what was asked before the asker closed its end; a run may hang
+HUNG_UP_LIMIT_S = 10.0  # to finish what was asked before the asker closed its end; a run may hang
 
 
 class Refused(Exception):
@@ -568,7 +568,7 @@ def runtime_errors() -> Any:
 
 
 def end_when_alone(answers: int) -> None:
-    """End this process as soon as nobody can read its answers, or a minute after the last request could come.
+    """End this process as soon as nobody can read its answers, or a while after the last request could come.
 
     It sleeps in the kernel until then, so nothing that is timed is disturbed.
     """

@@ -3,12 +3,14 @@
     files → place → workdir/files/<sha256>.onnx, sent once, checked there       launch → board.py behind ssh's pipes
 
 Hosts, keys, agents and jumps are the user's ~/.ssh/config; an unknown or changed host key is refused. One connection
-is shared by all that a command starts, and closes by itself when it has been idle. Bytes travel through stdin, so
+is shared by all that a command starts, and closes when that ends or has been idle. Bytes travel through stdin, so
 dropbear and busybox without sftp will do.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -82,6 +85,7 @@ class SshTransport:
         assert card.host is not None, "a card with transport ssh has one"
         self.card, self._host, self._bare = card, card.host, bare
         self._placed: set[str] = set()
+        _hang_up_at_end(*self._options(), *self._address())
 
     def launch(self) -> ChildProcess:
         """Start board.py there; leaving the process's context ends it, and so does the end of the connection."""
@@ -153,8 +157,11 @@ class SshTransport:
         return f"python={python}\n" if self._bare else _PREPARED.format(venv=shlex.quote(self.venv), python=python)
 
     def _command(self, script: str) -> list[str]:
+        return ["ssh", *self._options(), *self._address(), script]
+
+    def _options(self) -> list[str]:
         options = {**_OPTIONS, "ControlPath": f"{_sockets()}/%C"}
-        return ["ssh", *(f"-o{key}={value}" for key, value in options.items()), *self._address(), script]
+        return [f"-o{key}={value}" for key, value in options.items()]
 
     def _address(self) -> list[str]:
         """How the card names its board to ssh; what it does not say is left to ssh's configuration."""
@@ -203,9 +210,7 @@ class SshTransport:
                 f"the host key of {self._name} is not known; connect once by hand to check it: {by_hand}"
             )
         if "Permission denied" in said:
-            return DeviceError(
-                f"{self._name} takes none of your keys; let {by_hand} work without a password: ssh-copy-id"
-            )
+            return DeviceError(f"{self._name} takes none of your keys; ssh-copy-id sends one, then try: {by_hand}")
         if "Could not resolve" in said:
             return DeviceError(f"{self._name} is no known host; correct its card, or name it in ~/.ssh/config")
         return self._lost(last_line(said) or "the connection ended")
@@ -233,11 +238,19 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+@cache
+def _hang_up_at_end(*options: str) -> None:
+    """When this program ends the connection takes nobody more, and closes after the last one who shares it."""
+    stop = ["ssh", "-O", "stop", *options]
+    atexit.register(lambda: subprocess.run(stop, capture_output=True, timeout=_CONNECT_S, check=False))
+
+
 def _sockets() -> Path:
     """A folder of ours alone with a short name, for sockets may not have a long one; not TMPDIR, which may go."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     folder = Path(runtime) / "rankfold" if 0 < len(runtime) <= 32 else Path(f"/tmp/rankfold-{os.geteuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise DeviceError(f"{folder} is not a folder of yours alone; remove it, for ssh keeps its sockets there")
