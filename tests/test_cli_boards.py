@@ -31,6 +31,9 @@ from .servers import KINDS, Server, on, start
 from .test_cli_child import WAIT_S, alive
 
 
+GONE_S = 10.0  # an idle connection would last for twice as long
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def board(request, tmp_path_factory):
     """A board behind OpenSSH's server, then one behind dropbear."""
@@ -262,6 +265,7 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     _, complaint = parent.communicate(timeout=WAIT_S)
     assert parent.returncode == 130
     assert complaint.startswith("rankfold: interrupted; nothing half-written is left")
+    deadline = time.monotonic() + GONE_S
     while added.programs("/files/") or alive(mark):
         assert time.monotonic() < deadline, "something stays"
         time.sleep(0.05)

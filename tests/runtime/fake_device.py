@@ -33,8 +33,8 @@ class FakeDevice:
     """Runs take `run_s[file stem]` seconds, or `time_of(file)`, times `factor(seconds since boot)` and a little noise.
 
     `launch_factor(number of the process)` is a mode that a whole process falls into, `run_factor(file stem, number of
-    the run)` hits single runs; `dies_at` kills the process of that number in its first block, and at `lost_at` the
-    connection is lost there; `facts`,
+    the run)` hits single runs; `dies_at` kills the process of that number in its first block, `lost_at` loses
+    the connection there; `facts`,
     `weather(seconds)`, `session(file stem)` and `block` change what it answers; `profiled` scales the nodes' times.
     """
 
@@ -116,10 +116,10 @@ class FakeProcess:
             }
         if request["command"] == "paced":
             return self._paced(1 / request["rate_hz"], request["frames"])
-        if device.dies_at == self.number:
-            raise DeviceError("the board process was killed by SIGKILL; check free memory")
         if self.number in device.lost_at:
             raise Unreachable("no connection to the board")
+        if device.dies_at == self.number:
+            raise DeviceError("the board process was killed by SIGKILL; check free memory")
         self._runs(request["dropped"])
         began = device.clock()
         samples = self._runs(request["runs"])
