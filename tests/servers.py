@@ -74,9 +74,10 @@ class Server:
             command += ["-r", str(folder / "host_key"), "-P", str(folder / "pid")]
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public}\n")
         users = folder / "passwd"
-        lines = Path("/etc/passwd").read_text().splitlines()
-        entries = [line.split(":") for line in lines]
-        users.write_text("".join(":".join(_moved(entry, user.pw_name, self.home)) + "\n" for entry in entries))
+        entries = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
+        shell = "/bin/sh" if kind == "sshd" else shutil.which("bash") or "/bin/sh"
+        mine = [user.pw_name, "x", str(user.pw_uid), str(user.pw_gid), "", str(self.home), shell]
+        users.write_text("".join(":".join(mine if entry[0] == mine[0] else entry) + "\n" for entry in entries))
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", _ELSEWHERE, str(users), *command], stderr=self._log, stdout=self._log
@@ -143,10 +144,6 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
     server = Server(kind, folder)
     yield server
     server.stop()
-
-
-def _moved(entry: list[str], user: str, home: Path) -> list[str]:
-    return [*entry[:5], str(home), "/bin/sh"] if entry[0] == user else entry
 
 
 def _arguments(process: Path) -> bytes:

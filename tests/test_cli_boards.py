@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from rankfold.devices import card, local, wheels
+from rankfold.devices import card, local, ssh, wheels
 from rankfold.devices.transport import Outfit
 from rankfold.records import Bench, Explanation, Plan
 from rankfold.runtime import latency, serving, turns
@@ -29,7 +29,6 @@ from .export.explain.test_matching import network
 from .making import RANKFOLD
 from .servers import KINDS, Server, on, start
 from .test_cli_child import WAIT_S, alive
-
 
 GONE_S = 10.0  # an idle connection would last for twice as long
 
@@ -191,6 +190,7 @@ def test_setup_installs_from_here_into_an_environment_of_its_own(board: Server, 
         assert said.splitlines()[-1] == "numpy 9.8.7, onnxruntime 1.99.0"
         assert (board.home / "my boards" / "venv" / "pyvenv.cfg").exists()
         assert sorted(path.name for path in (board.home / "my boards").iterdir()) == ["files", "venv"]
+        assert {path.suffix for path in (board.home / "my boards" / "files").iterdir()} == {".py"}
     assert "ok       onnxruntime  1.99.0" in call("devices check pi")[1]
 
 
@@ -252,6 +252,7 @@ def cut_in_a_pair(board: Server, cuts: list[int]) -> None:
 def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Path):
     """As a terminal sends it; what is started there has no part in it, and the shared connection closes too."""
     scratch, mark = folder / "scratch", uuid.uuid4().hex
+    added.cut()
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "RANKFOLD_TEST": mark}
     command = [*RANKFOLD, "bench", "dense.onnx", "small.onnx", "--device", "pi", "--pairs", "100", "-o", "here.json"]
@@ -266,11 +267,17 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     assert parent.returncode == 130
     assert complaint.startswith("rankfold: interrupted; nothing half-written is left")
     deadline = time.monotonic() + GONE_S
-    while added.programs("/files/") or alive(mark):
+    while added.programs("/files/") or alive(mark) or connected(added):
         assert time.monotonic() < deadline, "something stays"
         time.sleep(0.05)
     assert list(scratch.iterdir()) == []
     assert not (folder / "here.json").exists()
+
+
+def connected(board: Server) -> bool:
+    """Whether somebody keeps a connection open for whoever comes."""
+    check = ["ssh", "-F", str(board.config), "-O", "check", f"-oControlPath={ssh._sockets()}/%C", "board"]
+    return subprocess.run(check, capture_output=True, check=False).returncode == 0
 
 
 @on("sshd")

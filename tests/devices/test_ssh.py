@@ -90,7 +90,7 @@ def test_an_upload_goes_on_where_it_was_cut(board: Server, tmp_path: Path):
 
 @on("sshd")
 def test_what_was_not_used_for_the_longest_time_goes(board: Server, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(ssh, "_KEPT_BYTES", 5 << 19)  # two files and a half
+    monkeypatch.setattr(ssh, "_KEPT_BYTES", 7 << 19)  # three files and a half
     board_files = SshTransport(board.card(workdir="few"))
     paths = [tmp_path / f"{index}.onnx" for index in range(3)]
     placed = []
@@ -99,7 +99,7 @@ def test_what_was_not_used_for_the_longest_time_goes(board: Server, tmp_path: Pa
         placed.append(board.home / board_files.place(path))
         os.utime(placed[-1], (index, index))
     SshTransport(board.card(workdir="few")).place(paths[0])  # used again
-    paths[1].write_bytes(b"new" * 1000)
+    paths[1].write_bytes(bytes([3]) * (1 << 20))
     board_files.place(paths[1])
     assert [path.exists() for path in placed] == [True, False, True]
 
