@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import DeviceError, InputError
+from ..errors import DeviceError, RankfoldError
 from ..records import Card, Facts, Weather
 from . import probe, wheels
 from .reach import transport_of
@@ -49,9 +49,8 @@ def check(card: Card) -> Iterator[Finding]:
             yield from _installed(card, found)
             if all(found.versions.values()):
                 yield from _runs(card, process)
-    except (DeviceError, InputError) as error:
-        what, _, remedy = str(error).rpartition("; ")
-        yield Finding("connection" if isinstance(error, DeviceError) else "card", "failed", what, remedy)
+    except RankfoldError as error:
+        yield _failed("connection", error)
 
 
 def outfit(process: BoardProcess, card: Card) -> Outfit:
@@ -102,6 +101,12 @@ def _judged(item: str, is_fine: bool, found: str, remedy: str) -> Finding:
     return Finding(item, "ok", found) if is_fine else Finding(item, "warning", found, remedy)
 
 
+def _failed(item: str, error: RankfoldError) -> Finding:
+    """An error's text ends with its remedy."""
+    what, _, remedy = str(error).partition("; ")
+    return Finding(item, "failed", what, remedy)
+
+
 def _runs(card: Card, process: BoardProcess) -> Iterator[Finding]:
     """The runtime at work on the smallest model."""
     facts: Facts = probe.facts(process)
@@ -109,8 +114,7 @@ def _runs(card: Card, process: BoardProcess) -> Iterator[Finding]:
     try:
         probe.check_card(card, facts)
     except DeviceError as error:
-        what, _, remedy = str(error).rpartition("; ")
-        yield Finding("processor", "failed", what, remedy)
+        yield _failed("processor", error)
         return
     model = f"{facts.cpu_model or 'unknown'}, {facts.architecture}, {len(facts.affinity)} cores, tile {facts.tile}"
     yield Finding("processor", "ok", model)

@@ -89,17 +89,13 @@ class SshTransport:
 
     def launch(self) -> ChildProcess:
         """Start board.py there; leaving the process's context ends it, and so does the end of the connection."""
-        script = (
-            f'{self.interpreter}"$python" -I {shlex.quote(self.place(BOARD))}; exit $?'  # a status for a signal too
-        )
-        return ChildProcess(self._command(script), self._death, _PATIENCE_S)
+        run = f'"$python" -I {shlex.quote(self.place(BOARD))}; exit $?'  # by the shell, which has a status for a signal
+        return ChildProcess(self._command(self.interpreter + run), self._death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""
         if path.with_name(f"{path.name}.data").is_file():
-            raise InputError(
-                f"{path} keeps its weights in another file, which a board is not sent; save it as one file"
-            )
+            raise InputError(f"{path} keeps its weights in another file, which no board is sent; save it as one file")
         sha256, size_bytes = sha256_of(path), path.stat().st_size
         suffix = path.suffix.lower()
         name = sha256 + (suffix if _SUFFIX.fullmatch(suffix) else "")
@@ -167,11 +163,8 @@ class SshTransport:
         """How the card names its board to ssh; what it does not say is left to ssh's configuration."""
         card = self.card
         given = {"-F": card.ssh_config, "-l": card.user, "-p": card.port}
-        return [
-            *(part for key, value in given.items() if value is not None for part in (key, str(value))),
-            "--",
-            self._host,
-        ]
+        options = (part for key, value in given.items() if value is not None for part in (key, str(value)))
+        return [*options, "--", self._host]
 
     # --- what went wrong, and what to do ------------------------------------------------------------------------
 
@@ -189,9 +182,7 @@ class SshTransport:
     def _failure(self, code: int, said: str) -> DeviceError:
         """Why a command there failed."""
         if code in (_NOT_FOUND, _NOT_EXECUTABLE):
-            return DeviceError(
-                f"{self._name} lacks a program: {last_line(said)}; install it there, or correct the card"
-            )
+            return DeviceError(f"{self._name} lacks a program: {last_line(said)}; install it, or correct the card")
         if "No space left" in said:
             return DeviceError(f"the disk of {self._name} is full; remove what is in {self.card.workdir}/files there")
         return DeviceError(f"{self._name}: {last_line(said) or f'a command ended with status {code}'}; {self._check}")
@@ -206,9 +197,7 @@ class SshTransport:
                 f"know why, forget the old one with `{forget}`, then connect once by hand: {by_hand}"
             )
         if "Host key verification failed" in said:
-            return DeviceError(
-                f"the host key of {self._name} is not known; connect once by hand to check it: {by_hand}"
-            )
+            return DeviceError(f"the host key of {self._name} is not known; connect once to check it: {by_hand}")
         if "Permission denied" in said:
             return DeviceError(f"{self._name} takes none of your keys; ssh-copy-id sends one, then try: {by_hand}")
         if "Could not resolve" in said:
@@ -241,8 +230,12 @@ def _whole(text: str) -> int:
 @cache
 def _hang_up_at_end(*options: str) -> None:
     """When this program ends the connection takes nobody more, and closes after the last one who shares it."""
-    stop = ["ssh", "-O", "stop", *options]
-    atexit.register(lambda: subprocess.run(stop, capture_output=True, timeout=_CONNECT_S, check=False))
+
+    def stop() -> None:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["ssh", "-O", "stop", *options], capture_output=True, timeout=_CONNECT_S, check=False)
+
+    atexit.register(stop)
 
 
 def _sockets() -> Path:

@@ -195,7 +195,9 @@ def test_forged_answers_are_refused(board: Server, answer: str, match: str):
 def test_a_python_that_is_missing_is_named(board: Server):
     with (
         SshTransport(board.card(python="/no/python")).launch() as process,
-        pytest.raises(DeviceError, match=r"'board' \(board\) lacks a program: .*/no/python.*; install it there"),
+        pytest.raises(
+            DeviceError, match=r"'board' \(board\) lacks a program: .*/no/python.*; install it, or correct the card"
+        ),
     ):
         probe.weather(process)
 
@@ -220,7 +222,7 @@ def fresh(board: Server) -> SshTransport:
 @on("sshd")
 def test_host_keys_are_checked(board: Server):
     with instead(board.known_hosts, lambda text: ""):
-        remedy = f"is not known; connect once by hand to check it: ssh -F {board.config} -- board"
+        remedy = f"is not known; connect once to check it: ssh -F {board.config} -- board"
         with pytest.raises(DeviceError, match=remedy):
             fresh(board).python_version()
     other = (board.folder / "key.pub").read_text()
