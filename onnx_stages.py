@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -415,35 +416,48 @@ def evaluate_file(
     metric: str | None,
     how: Preprocess,
     output: Path | None,
+    device: str = "host",
     limit_s: float,
     memory_bytes: int | None = None,
 ) -> ModelScore:
-    """Score one ONNX file by a command, by labels, or by its original where there are none."""
+    """Score one ONNX file, on a device, by labels or by its original where there are none; or by a command, here."""
     if (metric is None) == (data is None):
         raise InputError("give --data, or --metric with a command, to say what a good model is")
     if output is not None:
         require_writable(output)
     if metric is not None:
+        if device != "host":
+            raise InputError("--metric runs a command here; leave out --device, or give --data")
         from .export.metric import by_command
 
         score = by_command(metric, _existing(source), limit_s)
     else:
-        score = _score_on(source, data, reference, how, limit_s, memory_bytes)
+        score = _score_on(source, data, reference, how, device, limit_s, memory_bytes)
     if output is not None:
         score.write(output)
     return score
 
 
 def _score_on(
-    source: Path, data: Path | None, reference: Path | None, how: Preprocess, limit_s: float, memory_bytes: int | None
+    source: Path,
+    data: Path | None,
+    reference: Path | None,
+    how: Preprocess,
+    device: str,
+    limit_s: float,
+    memory_bytes: int | None,
 ) -> ModelScore:
+    from .devices.reach import transport_to
     from .export.guard import guarded
+    from .runtime.serving import persistently
+
+    transport = None if device == "host" else transport_to(device)
 
     def work() -> str:
         from .export.metric import on_data
 
         assert data is not None, "the caller checked it"
-        return on_data(source, data, reference, how).model_dump_json()
+        return persistently(partial(on_data, source, data, reference, how, transport)).model_dump_json()
 
     return ModelScore.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
 

@@ -464,6 +464,20 @@ def operators(request: dict[str, Any]) -> dict[str, Any]:
             return per_node(json.load(file), request["runs"])
 
 
+def outputs(request: dict[str, Any]) -> dict[str, Any]:
+    """What a model puts out for the arrays of the npz file `request["inputs"]`."""
+    session = open_session(request, find_provider(request["provider"]))
+    found = session.run(None, make_feed(session.get_inputs(), request))
+    if not all(getattr(array, "dtype", None) is not None and array.dtype.kind in "fiub" for array in found):
+        raise Refused("expected tensors of numbers as outputs")
+    return {
+        "outputs": [
+            {"dtype": str(a.dtype), "shape": list(a.shape), "base64": base64.b64encode(a.tobytes()).decode()}
+            for a in found
+        ]
+    }
+
+
 def per_node(events: list[dict[str, Any]], runs: int) -> dict[str, Any]:
     """The last `runs` runs of a profile and the nodes within each, in seconds."""
     whole = [event for event in events if event["name"] == "model_run"][-runs:]
@@ -606,6 +620,7 @@ def main() -> None:
                     "weather": weather,
                     "operators": operators,
                     "contest": contest,
+                    "outputs": outputs,
                 }
                 answer = commands[request["command"]](request)
         except Refused as error:

@@ -15,6 +15,7 @@ import uuid
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -287,6 +288,22 @@ def test_a_table_is_of_the_board(added: Server, folder: Path, call):
     assert "spatial" in said
     assert call("latency-table show dense.onnx --device pi")[1] == said
     assert added.programs("/files/") == []
+
+
+@on("dropbear")
+def test_evaluate_runs_there_on_data_that_is_sent_once(added: Server, folder: Path, call):
+    images = 30 * np.random.default_rng(0).standard_normal((40, 3, 16, 16)).astype(np.float32)
+    np.savez("data.npz", images=images, labels=np.arange(40) % 5)
+    for device in ("host", "pi", "pi"):
+        code, _, err = call(f"evaluate small.onnx --data data.npz --device {device} -o {device}.json")
+        assert code == 0, err
+    assert (folder / "pi.json").read_bytes() == (folder / "host.json").read_bytes()
+    assert 0 < json.loads((folder / "pi.json").read_text())["value"] < 1
+    assert len(list((added.home / ".cache" / "rankfold" / "files").glob("*.npz"))) == 2  # 32 inputs, and 8
+    assert added.programs("/files/") == []
+    code, _, err = call("evaluate small.onnx --metric 'cat {model}' --device pi")
+    assert code == 2
+    assert "--metric runs a command here; leave out --device" in err
 
 
 @pytest.mark.skipif(not SOAK, reason="takes half a minute: in soak")
