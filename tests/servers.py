@@ -62,27 +62,35 @@ class Server:
         authorized.chmod(0o600)
         user = pwd.getpwuid(os.geteuid())
         self.config.write_text(_CONFIG.format(user=user.pw_name, port=self.port, folder=folder))
-        if kind == "sshd":
-            _keygen(folder / "host_key")
-            (folder / "sshd_config").write_text(_SSHD.format(port=self.port, folder=folder))
-            public = (folder / "host_key.pub").read_text()
-            command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
-        else:
-            made = _run("dropbearkey", "-t", "ed25519", "-f", str(folder / "host_key"))
-            public = next(line for line in made.splitlines() if line.startswith("ssh-"))
-            command = [_program("dropbear"), "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}"]
-            command += ["-r", str(folder / "host_key"), "-P", str(folder / "pid")]
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public}\n")
+        command, public = self._sshd() if kind == "sshd" else self._dropbear()
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public}")
         users = folder / "passwd"
+        mine = [user.pw_name, "x", str(user.pw_uid), str(user.pw_gid), "", str(self.home), self._shell()]
         entries = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
-        shell = "/bin/sh" if kind == "sshd" else shutil.which("bash") or "/bin/sh"
-        mine = [user.pw_name, "x", str(user.pw_uid), str(user.pw_gid), "", str(self.home), shell]
         users.write_text("".join(":".join(mine if entry[0] == mine[0] else entry) + "\n" for entry in entries))
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", _ELSEWHERE, str(users), *command], stderr=self._log, stdout=self._log
         )
         self._wait()
+
+    def _sshd(self) -> tuple[list[str], str]:
+        """Its command, and its public key."""
+        _keygen(self.folder / "host_key")
+        settings = self.folder / "sshd_config"
+        settings.write_text(_SSHD.format(port=self.port, folder=self.folder))
+        return ["/usr/sbin/sshd", "-D", "-e", "-f", str(settings)], (self.folder / "host_key.pub").read_text()
+
+    def _dropbear(self) -> tuple[list[str], str]:
+        key = str(self.folder / "host_key")
+        made = _run("dropbearkey", "-t", "ed25519", "-f", key)
+        command = ["dropbear", "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}", "-r", key]
+        public = next(line for line in made.splitlines() if line.startswith("ssh-"))
+        return [*command, "-P", str(self.folder / "pid")], f"{public}\n"
+
+    def _shell(self) -> str:
+        """Another one for each: dash or busybox, and bash."""
+        return "/bin/sh" if self.kind == "sshd" else shutil.which("bash") or "/bin/sh"
 
     def card(self, name: str = "board", **changes: object) -> Card:
         """With this interpreter, which has all that is needed."""
@@ -98,12 +106,13 @@ class Server:
         return len(found)
 
     def programs(self, word: str) -> list[int]:
-        """Processes that have `word` in their command line, and the port's user for a home folder."""
+        """Processes of this board's user that have `word` in their command line."""
         mark = f"HOME={self.home}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0") and word.encode() in _arguments(folder):
+                ours = mark in (folder / "environ").read_bytes().split(b"\0")
+                if ours and word.encode() in (folder / "cmdline").read_bytes():
                     found.append(int(folder.name))
         return found
 
@@ -146,18 +155,11 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
     server.stop()
 
 
-def _arguments(process: Path) -> bytes:
-    return (process / "cmdline").read_bytes()
-
-
 def _children(parent: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    assert found is not None
-    return found
+    try:
+        return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
 
 
 def _keygen(path: Path) -> None:

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(local.LocalTransport, "launch", lambda self: pytest.fail("measured here"))
     monkeypatch.setattr(latency, "ROUNDS", latency.ROUNDS // 40)
-    monkeypatch.setattr(turns, "_PAIR_S", turns._PAIR_S / 4)
+    monkeypatch.setattr(turns, "_PAIR_S", turns._PAIR_S / 20)
     onnx.save(ir.to_proto(network(16, 32)), tmp_path / "dense.onnx")
     onnx.save(ir.to_proto(network(16, 16)), tmp_path / "small.onnx")
     return tmp_path
@@ -119,13 +119,18 @@ def test_the_cards_that_come_along_were_tested_by_nobody():
 # --- check and setup -----------------------------------------------------------------------------------------
 
 
-def test_a_board_that_is_fit(added: Server, call):
+@on("sshd")
+def test_a_board_that_is_fit_and_one_that_is_another(added: Server, call):
     code, said, err = call("devices check pi")
     assert code == 0, err
     states = {line.split()[1]: line.split()[0] for line in said.splitlines()}
     fine = {"connection", "python", "numpy", "onnxruntime", "clock", "processor", "providers"}
     assert fine <= {item for item, state in states.items() if state == "ok"}
     assert {"memory", "disk"} <= set(states)
+    assert call(f"devices add other --like pi4 {options(added)}")[0] == 0
+    code, said, _ = call("devices check other")
+    assert code == 3
+    assert "failed   processor    device 'other' should be aarch64, found x86_64; correct its card" in said
 
 
 def interpreter(folder: Path, line: str) -> str:
@@ -156,14 +161,11 @@ def test_a_board_that_is_not(board: Server, folder: Path, call, monkeypatch, lin
     assert ", ".join(one["item"] for one in wrong) == failed
     assert all(one["remedy"] for one in wrong)
     assert found in f"{wrong[0]['found']}; {wrong[0]['remedy']}"
-
-
-@on("sshd")
-def test_a_board_that_is_another_is_named(added: Server, call):
-    assert call(f"devices add other --like pi4 {options(added)}")[0] == 0
-    code, said, _ = call("devices check other")
-    assert code == 3
-    assert "failed   processor    device 'other' should be aarch64, found x86_64; correct its card" in said
+    if failed.endswith("wheels"):
+        code, _, err = call("devices setup pi")
+        assert code == 3
+        assert "no wheels of numpy and onnxruntime for Python 3." in err
+        assert not (board.home / ".cache" / "rankfold" / "venv").exists()
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
@@ -195,16 +197,10 @@ def test_setup_installs_from_here_into_an_environment_of_its_own(board: Server, 
     assert "ok       onnxruntime  1.99.0" in call("devices check pi")[1]
 
 
-@on("sshd")
-def test_setup_that_finds_no_wheels_leaves_nothing(added: Server, call, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    code, _, err = call("devices setup pi")
-    assert code == 3
-    assert f"no wheels of numpy and onnxruntime for Python {sys.version_info[0]}.{sys.version_info[1]}, glibc" in err
-    assert not (added.home / ".cache" / "rankfold" / "venv").exists()
+def test_this_machine_is_not_set_up(folder: Path, call):
     code, _, err = call("devices setup host")
     assert code == 2
-    assert "device 'host' is this machine" in err
+    assert "device 'host' is this machine; install numpy and onnxruntime here with pip" in err
 
 
 @pytest.mark.parametrize(
@@ -243,7 +239,7 @@ def cut_in_a_pair(board: Server, cuts: list[int]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if len(board.programs("/files/")) == 4:
-            time.sleep(0.8)
+            time.sleep(0.3)
             cuts.append(board.cut())
             return
         time.sleep(0.05)
