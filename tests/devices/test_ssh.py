@@ -24,6 +24,7 @@ from rankfold.devices.transport import serve, time_block
 from rankfold.errors import DeviceError, InputError, Unreachable
 from rankfold.records import Card
 
+from ..conftest import SOAK
 from ..servers import Server, on
 
 END_S = 5.0 + HUNG_UP_LIMIT_S  # for a process to end; it takes a tenth of a second
@@ -86,6 +87,28 @@ def test_an_upload_goes_on_where_it_was_cut(board: Server, tmp_path: Path):
     placed = SshTransport(board.card()).place(path)
     assert (board.home / placed).read_bytes() == content
     assert not part.exists()
+
+
+@pytest.mark.skipif(not SOAK, reason="sends 150 MB twice: in soak")
+def test_an_upload_whose_connection_is_cut_leaves_what_has_arrived(board: Server, tmp_path: Path):
+    path = tmp_path / "large.onnx"
+    path.write_bytes(os.urandom(1 << 20) * 150)
+    files = board.home / "cut" / "files"
+
+    def cut_on_the_way() -> None:
+        while not any(part.stat().st_size for part in files.glob("*.part")):
+            time.sleep(0.01)
+        board.cut()
+
+    transport = SshTransport(board.card(workdir="cut"))
+    threading.Thread(target=cut_on_the_way, daemon=True).start()
+    with pytest.raises(Unreachable, match="no connection to"):
+        transport.place(path)
+    (part,) = files.iterdir()
+    assert 0 < part.stat().st_size < path.stat().st_size
+    placed = transport.place(path)
+    assert (board.home / placed).read_bytes() == path.read_bytes()
+    assert [there.suffix for there in files.iterdir()] == [".onnx"]
 
 
 @on("sshd")
