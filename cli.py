@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from . import bench_commands, compress_commands, explain_commands, onnx_commands
+from .device_commands import devices_app
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
 
@@ -33,11 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example:  [bold]rankfold train glyphs-dec3-compact[/], then export, evaluate, bench and report the run",
-)
-devices_app = typer.Typer(
-    help="The boards rankfold knows: list them, probe one.",
-    no_args_is_help=True,
-    epilog="Example:  [bold]rankfold devices probe host[/]",
 )
 app.add_typer(devices_app, name="devices")
 
@@ -189,29 +185,6 @@ def report(
     from .runtime.report import write_report
 
     print(write_report(source, output, headline))
-
-
-# --- devices ------------------------------------------------------------------------------------------------
-
-
-@devices_app.command("list", epilog="Example:  [bold]rankfold devices list[/]")
-def devices_list() -> None:
-    """The devices there are cards for."""
-    from .devices import card
-
-    for name in card.names():
-        found = card.find(name)
-        print(f"{found.name:16} {found.transport:8} tested: {found.tested:12} {found.about}")
-
-
-@devices_app.command("probe", epilog="Example:  [bold]rankfold devices probe host[/]")
-def devices_probe(name: Annotated[str, typer.Argument(help="A device that `devices list` names.")]) -> None:
-    """What a device turns out to be: CPU, vector extensions, tile, versions, providers, clocks."""
-    from .stages import probe_device
-
-    facts, weather = probe_device(name)
-    print(facts.model_dump_json(indent=1))
-    print(weather.model_dump_json(indent=1))
 
 
 # --- arguments and errors -----------------------------------------------------------------------------------

@@ -33,6 +33,10 @@ class DeviceError(RankfoldError):
     exit_code = 3
 
 
+class Unreachable(DeviceError):
+    """There is no connection to the device, or none any more; it may come back."""
+
+
 class Inconclusive(RankfoldError):
     """The measurement is not precise enough to decide; the text says how much longer it needs."""
 

@@ -240,11 +240,14 @@ def evaluate(
     colors: ColorsOption = "rgb",
     layout: LayoutOption = "nchw",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where an ONNX file's score goes.")] = None,
+    device: Annotated[str, typer.Option(help="Where an ONNX file runs.")] = "host",
     limit_s: LimitOption = 1800.0,
     memory_gb: MemoryOption = None,
 ) -> None:
     """Score a run's networks (evaluation.json), or one ONNX file by labels, its original or your own command."""
     if source.is_dir():
+        if device != "host":
+            raise InputError(f"a run is scored here; on {device} score its files, such as {source / 'compact.onnx'}")
         _evaluate_run(source, data, split)
         return
     from .onnx_stages import evaluate_file
@@ -257,6 +260,7 @@ def evaluate(
         metric=metric,
         how=how,
         output=output,
+        device=device,
         limit_s=limit_s,
         memory_bytes=memory_bytes(memory_gb),
     )

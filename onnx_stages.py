@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -122,7 +123,7 @@ def compress_file(
     tiles, runtime = _for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export import compress
         from .runtime.inputs import given, parse_shapes
         from .runtime.latency import stopwatch
@@ -141,7 +142,7 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
-                watch=None if wish.time is None else stopwatch(LocalTransport(), facts, options, table),
+                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table),
                 device=device,
             )
             return job.into(folder, source, output.name)
@@ -172,7 +173,7 @@ def layer_times(
     tiles = _for_device(facts, device, tile, None)[0]
 
     def work() -> str:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export.timing import times_of_file
         from .runtime.inputs import given
         from .runtime.latency import stopwatch, table_path
@@ -181,7 +182,7 @@ def layer_times(
         path = table or table_path()
         if not fill and not path.exists():
             raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
-        watch = stopwatch(LocalTransport(), facts, Options(threads=threads), path)
+        watch = stopwatch(transport_to(device), facts, Options(threads=threads), path)
         with bars(stderr) as new_bar:
             said = given(shapes, inputs)
             found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
@@ -213,13 +214,13 @@ def explain_files(
     options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
 
     def work() -> str:
-        from .devices.local import LocalTransport
+        from .devices.reach import transport_to
         from .export.explain import explain
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
         with TemporaryDirectory(prefix="rankfold-") as folder, bars(stderr) as new_bar:
-            watch = stopwatch(LocalTransport(), facts, Options(threads=threads), Path(folder) / "table.sqlite")
+            watch = stopwatch(transport_to(device), facts, Options(threads=threads), Path(folder) / "table.sqlite")
             told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
             return explain(first, second, watch, **told).model_dump_json()
 
@@ -440,35 +441,48 @@ def evaluate_file(
     metric: str | None,
     how: Preprocess,
     output: Path | None,
+    device: str = "host",
     limit_s: float,
     memory_bytes: int | None = None,
 ) -> ModelScore:
-    """Score one ONNX file by a command, by labels, or by its original where there are none."""
+    """Score one ONNX file, on a device, by labels or by its original where there are none; or by a command, here."""
     if (metric is None) == (data is None):
         raise InputError("give --data, or --metric with a command, to say what a good model is")
     if output is not None:
         require_writable(output)
     if metric is not None:
+        if device != "host":
+            raise InputError("--metric runs a command here; leave out --device, or give --data")
         from .export.metric import by_command
 
         score = by_command(metric, _existing(source), limit_s)
     else:
-        score = _score_on(source, data, reference, how, limit_s, memory_bytes)
+        score = _score_on(source, data, reference, how, device, limit_s, memory_bytes)
     if output is not None:
         score.write(output)
     return score
 
 
 def _score_on(
-    source: Path, data: Path | None, reference: Path | None, how: Preprocess, limit_s: float, memory_bytes: int | None
+    source: Path,
+    data: Path | None,
+    reference: Path | None,
+    how: Preprocess,
+    device: str,
+    limit_s: float,
+    memory_bytes: int | None,
 ) -> ModelScore:
+    from .devices.reach import transport_to
     from .export.guard import guarded
+    from .runtime.serving import persistently
+
+    transport = None if device == "host" else transport_to(device)
 
     def work() -> str:
         from .export.metric import on_data
 
         assert data is not None, "the caller checked it"
-        return on_data(source, data, reference, how).model_dump_json()
+        return persistently(partial(on_data, source, data, reference, how, transport)).model_dump_json()
 
     return ModelScore.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
 

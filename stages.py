@@ -180,17 +180,18 @@ def _measured(
     path: Path,
 ) -> Bench:
     """The record is written when the pairs are done, and again with what was asked for beside them."""
-    from .devices.local import LocalTransport
+    from .devices.reach import transport_of
     from .runtime.measure import Progress, measure, under_load
 
     def shown(what: str) -> Callable[[Progress], None]:
         bar = new_bar(what)
         return lambda now: bar.show(now.done, now.total, now.left_s, now.what)
 
-    bench = measure(sources, LocalTransport(), found, options, shown(name))
+    transport = transport_of(found)
+    bench = measure(sources, transport, found, options, shown(name))
     bench.write(path)
     if options.loads:
-        bench = under_load(bench, sources, LocalTransport(), options, shown(f"{name}, under load"))
+        bench = under_load(bench, sources, transport, options, shown(f"{name}, under load"))
         bench.write(path)
     return bench
 
@@ -212,10 +213,10 @@ def named(models: Sequence[Path]) -> list[tuple[str, Path]]:
 def probe_device(name: str) -> tuple[Facts, Weather]:
     """What a device turns out to be, and its present weather."""
     from .devices import card, probe
-    from .devices.local import LocalTransport
+    from .devices.reach import transport_of
 
     found = card.find(name)
-    with LocalTransport().launch() as process:
+    with transport_of(found).launch() as process:
         facts = probe.facts(process)
         probe.check_card(found, facts)
         return facts, probe.weather(process)

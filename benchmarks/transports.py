@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from ..devices.local import BOARD, LocalProcess, LocalTransport
+from ..devices.child import ChildProcess
+from ..devices.local import BOARD, LocalTransport, death
 
 SLOW = 1.57  # as whole stretches were seen to be on a shared machine
 FAST_S, SLOW_S = 1.5, 1.0  # mean time in each state: a comparison of some ten seconds sees both
@@ -26,9 +27,9 @@ board.main()
 class Impatient(LocalTransport):
     """Turns end while the pool of threads still spins."""
 
-    def launch(self) -> LocalProcess:
+    def launch(self) -> ChildProcess:
         """A board process that does not wait."""
-        return LocalProcess([sys.executable, "-I", "-c", _IMPATIENT, str(BOARD)])
+        return ChildProcess([sys.executable, "-I", "-c", _IMPATIENT, str(BOARD)], death)
 
 
 class Replayed(LocalTransport):
@@ -52,7 +53,7 @@ class Replayed(LocalTransport):
 class Wrapped:
     """A process whose questions or answers somebody looks at on their way."""
 
-    def __init__(self, process: LocalProcess) -> None:
+    def __init__(self, process: ChildProcess) -> None:
         self._process = process
 
     def __enter__(self) -> Self:
@@ -68,7 +69,7 @@ class Wrapped:
 
 
 class _Slowed(Wrapped):
-    def __init__(self, process: LocalProcess, factor: Callable[[], float]) -> None:
+    def __init__(self, process: ChildProcess, factor: Callable[[], float]) -> None:
         super().__init__(process)
         self._factor = factor
 
@@ -91,7 +92,7 @@ class Bare(LocalTransport):
 
 class _Undecided:
     def __init__(self) -> None:
-        self._process: LocalProcess | None = None
+        self._process: ChildProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,5 +106,5 @@ class _Undecided:
         if self._process is None:
             is_bare = Path(request.get("model", "")).name == "copy.onnx"
             script = Path(__file__).with_name("bare.py") if is_bare else BOARD
-            self._process = LocalProcess([sys.executable, "-I", str(script)])
+            self._process = ChildProcess([sys.executable, "-I", str(script)], death)
         return self._process.ask(request, limit_s)

@@ -1,8 +1,13 @@
 """What a board is and how to reach it. A card enters; facts, weather and timed blocks leave.
 
 card.py       the description a person writes: cards/*.toml here and in the user's configuration folder
-transport.py  the seam: a process on a board answers requests; what its answers must look like
+reach.py      card → transport
+transport.py  the seam: files are placed on a board, a process there answers requests; what its answers must look like
 local.py      the transport to this machine: board.py in a fresh process, killed with us
+ssh.py        the transport to a board: files by their content, board.py behind the system's ssh
+child.py      a child process that answers JSON lines, which both start
+check.py      card → findings: is a board fit to measure on?
+setup.py      card → numpy and onnxruntime there; wheels.py puts them together here
 board.py      the one file that runs on a board; Python 3.8, numpy and onnxruntime only
 probe.py      what the board turns out to be, and what changes while one measures
 """

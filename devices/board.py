@@ -3,7 +3,7 @@
 Needs Python 3.8, numpy and onnxruntime 1.16, nothing else of rankfold; start it as `python -I board.py`.
 It reads one JSON request a line on stdin and answers each with one JSON line: the result, or
 {"error": text} when the request cannot be met. Any other failure ends the process with a traceback on
-stderr. It ends when stdin does.
+stderr. It ends when stdin does, and even within a run when nobody is left to read the answer.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import contextlib
 import difflib
 import gc
 import glob
+import importlib
 import json
 import os
 import platform
 import random
+import select
+import shutil
 import statistics
 import sys
 import tempfile
@@ -65,6 +68,7 @@ WARMUP_MAX_CHUNK = 500
 QUIET_POLL_S = 0.005
 QUIET_BUSY_SHARE = 0.1  # a spinning thread uses its core whole; a sleeping pool under a hundredth
 QUIET_LIMIT_S = 5.0
+HUNG_UP_LIMIT_S = 10.0  # to finish what was asked before the asker closed its end; a run may hang
 
 
 class Refused(Exception):
@@ -200,6 +204,25 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "onnxruntime_version": ort.__version__,
         "providers": ort.get_available_providers(),
         "nchwc": uses_nchwc(base64.b64decode(request["tile_model"])),
+    }
+
+
+def outfit(request: dict[str, Any]) -> dict[str, Any]:
+    """What is installed here, and free on the disk of `request["folder"]`, whatever is missing."""
+    versions: dict[str, Any] = {}
+    for package in ("numpy", "onnxruntime"):
+        try:
+            versions[package] = importlib.import_module(package).__version__
+        except ImportError:
+            versions[package] = None
+    library, version = platform.libc_ver()
+    return {
+        "python_version": platform.python_version(),
+        "architecture": platform.machine(),
+        "libc": (library + " " + version).strip() or None,
+        "versions": versions,
+        "free_bytes": shutil.disk_usage(request["folder"]).free,
+        "time_s": time.time(),
     }
 
 
@@ -447,6 +470,20 @@ def operators(request: dict[str, Any]) -> dict[str, Any]:
             return per_node(json.load(file), request["runs"])
 
 
+def outputs(request: dict[str, Any]) -> dict[str, Any]:
+    """What a model puts out for the arrays of the npz file `request["inputs"]`."""
+    session = open_session(request, find_provider(request["provider"]))
+    found = session.run(None, make_feed(session.get_inputs(), request))
+    if not all(getattr(array, "dtype", None) is not None and array.dtype.kind in "fiub" for array in found):
+        raise Refused("expected tensors of numbers as outputs")
+    return {
+        "outputs": [
+            {"dtype": str(a.dtype), "shape": list(a.shape), "base64": base64.b64encode(a.tobytes()).decode()}
+            for a in found
+        ]
+    }
+
+
 def per_node(events: list[dict[str, Any]], runs: int) -> dict[str, Any]:
     """The last `runs` runs of a profile and the nodes within each, in seconds."""
     whole = [event for event in events if event["name"] == "model_run"][-runs:]
@@ -550,12 +587,27 @@ def runtime_errors() -> Any:
     return tuple(kind for kind in kinds if issubclass(kind, Exception))
 
 
+def end_when_alone(answers: int) -> None:
+    """End this process as soon as nobody can read its answers, or a while after the last request could come.
+
+    It sleeps in the kernel until then, so nothing that is timed is disturbed.
+    """
+    poller = select.poll()
+    poller.register(0, 0)  # hang-ups are always told
+    poller.register(answers, 0)
+    if answers not in {descriptor for descriptor, _ in poller.poll()}:
+        poller.unregister(0)
+        poller.poll(HUNG_UP_LIMIT_S * 1000)
+    os._exit(1)
+
+
 def main() -> None:
     """Answer requests until stdin ends."""
     with contextlib.suppress(ImportError):  # before anyone asks: the two processes of a pair load at the same time
         import onnxruntime  # noqa: F401
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the runtime prints goes to stderr, never between two answers
+    threading.Thread(target=end_when_alone, args=(answers.fileno(),), daemon=True).start()
     server: Server | None = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -568,7 +620,14 @@ def main() -> None:
             elif request["command"] == "paced" and server is not None:
                 answer = server.paced(request["rate_hz"], request["frames"])
             else:
-                commands = {"probe": probe, "weather": weather, "operators": operators, "contest": contest}
+                commands = {
+                    "outfit": outfit,
+                    "probe": probe,
+                    "weather": weather,
+                    "operators": operators,
+                    "contest": contest,
+                    "outputs": outputs,
+                }
                 answer = commands[request["command"]](request)
         except Refused as error:
             answer = {"error": str(error)}

@@ -5,9 +5,10 @@ Nothing in them is probed.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import InputError
+from ..files import write_text
 from ..records import Card, first_problem
 
 
@@ -29,6 +31,21 @@ def find(name: str) -> Card:
     if name not in sources:
         raise InputError(f"unknown device '{name}'; known are {', '.join(sorted(sources))}")
     return _read(name, sources[name])
+
+
+def write(told: Mapping[str, str | int]) -> Path:
+    """Write a card into the user's folder, whole or not at all. InputError for one that is wrong or there already."""
+    try:
+        name = Card.model_validate(told).name
+    except ValidationError as error:
+        raise InputError(f"the card would be wrong: {first_problem(error)}") from error
+    path = user_folder() / f"{name}.toml"
+    if path.exists():
+        raise InputError(f"there is a card {path}; edit or remove it, or choose another name")
+    # a JSON string is a TOML string, but for the one control character that JSON leaves as it is
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in told.items())
+    write_text(path, "".join(lines).replace("\x7f", "\\u007f"))
+    return path
 
 
 def user_folder() -> Path:

@@ -1,12 +1,16 @@
-"""The seam between measuring and boards: a transport starts processes, a process answers requests.
+"""The seam between measuring and boards: a transport places files and starts processes, a process answers requests.
 
 Answers come from another program and maybe another machine: they are checked here before anyone uses them.
 """
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from ..errors import DeviceError, InputError
@@ -39,6 +43,21 @@ class Transport(Protocol):
     def launch(self) -> BoardProcess:
         """Start board.py in a fresh process there."""
         ...
+
+    def place(self, path: Path) -> str:
+        """Where a process there finds this file, as it is now."""
+        ...
+
+
+class Outfit(Part):
+    """What is installed on a board, and free; a package that is missing has no version."""
+
+    python_version: Text
+    architecture: Text
+    libc: Text | None
+    versions: dict[Text, Text | None] = Field(max_length=8)
+    free_bytes: Annotated[int, Field(ge=0)]
+    time_s: float
 
 
 class Session(Part):
@@ -86,6 +105,27 @@ class NodeTimes(Part):
     samples_s: list[Annotated[float, Field(ge=0, lt=1e6)]]
 
 
+class Tensor(Part):
+    """An array as it travels."""
+
+    dtype: Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=32)
+    base64: str
+
+    def array(self) -> NDArray:
+        """It, in a copy of its own; DeviceError where bytes and shape disagree."""
+        try:
+            return np.frombuffer(base64.b64decode(self.base64, validate=True), self.dtype).reshape(self.shape).copy()
+        except ValueError as error:
+            raise DeviceError(f"the board answered a tensor that is none ({error}); run again") from error
+
+
+class Outputs(Part):
+    """What a model puts out."""
+
+    outputs: list[Tensor] = Field(max_length=1024)
+
+
 class Profile(Part):
     """The runtime's profile of some runs."""
 
@@ -109,6 +149,12 @@ def contest(process: BoardProcess, request: dict[str, Any], rounds: int, seconds
     if len(found) != len(request["models"]) or len({len(samples) for samples in found}) != 1 or not found[0]:
         raise DeviceError("the board did not answer as many samples for every model; run again")
     return found
+
+
+def outputs(process: BoardProcess, request: dict[str, Any]) -> list[NDArray]:
+    """What a model puts out for the npz file `request["inputs"]`; else as for `serve`."""
+    answer = process.ask({"command": "outputs", **request}, LOAD_LIMIT_S)
+    return [tensor.array() for tensor in checked(Outputs, answer).outputs]
 
 
 def pace(process: BoardProcess, rate_hz: float, frames: int) -> Frames:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import shlex
 import subprocess
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..devices.transport import Transport, outputs
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
 from ..records import ModelScore
 from ..runtime import costs
+from ..runtime.serving import told
+from ..runtime.turns import Options
 from .calibration import Feed, Preprocess, Samples, load
 from .evaluate import wilson
 from .sessions import RUNTIME_ERRORS, one_line, session
@@ -24,33 +30,37 @@ _BATCH = 32
 MODEL = "{model}"
 
 
-def on_data(model: Path, data: Path, original: Path | None, how: Preprocess) -> ModelScore:
-    """Top-1 accuracy where the data has labels, else agreement with `original`."""
+def on_data(
+    model: Path, data: Path, original: Path | None, how: Preprocess, transport: Transport | None = None
+) -> ModelScore:
+    """Top-1 accuracy where the data has labels, else agreement with `original`; the model runs on a board if given."""
     proto = costs.load(model)
     samples = load(data, proto, how)
     if original is not None:
         costs.load(original)
-        return agreement(model, original, samples)
+        return agreement(model, original, samples, transport=transport)
     if samples.labels is None:
         raise InputError(f"{data}: it has no labels; give --reference ORIGINAL.onnx to measure agreement with it")
-    return top1(model, samples)
+    return top1(model, samples, transport=transport)
 
 
-def top1(model: Path, samples: Samples, threads: int = 1) -> ModelScore:
+def top1(model: Path, samples: Samples, threads: int = 1, transport: Transport | None = None) -> ModelScore:
     """Share of labels that the largest class score names, with a 95 % Wilson interval."""
     labels = samples.labels
     assert labels is not None, "top-1 accuracy needs labels"
     right = sum(
-        int(np.count_nonzero(_classes(model, outputs) == labels[part]))
-        for outputs, part in _outputs(model, samples, threads)
+        int(np.count_nonzero(_classes(model, found) == labels[part]))
+        for found, part in _outputs(model, samples, threads, transport)
     )
     return _share(model, samples, "top-1", right)
 
 
-def agreement(model: Path, original: Path, samples: Samples, threads: int = 1) -> ModelScore:
+def agreement(
+    model: Path, original: Path, samples: Samples, threads: int = 1, transport: Transport | None = None
+) -> ModelScore:
     """How far a model does what the original does: same top class, or 1 − ‖Δ‖₂/‖y‖₂ for other outputs."""
     same, off, size, classes = 0, 0.0, 0.0, True
-    pairs = zip(_outputs(model, samples, threads), _outputs(original, samples, threads), strict=True)
+    pairs = zip(_outputs(model, samples, threads, transport), _outputs(original, samples, threads), strict=True)
     for (found, _), (wanted, _) in pairs:
         if [one.shape for one in found] != [one.shape for one in wanted]:
             raise InputError(f"{model}: its outputs have other shapes than those of {original}; compare like with like")
@@ -113,15 +123,45 @@ def _last_number(text: str, command: str) -> float:
     return number
 
 
-def _outputs(model: Path, samples: Samples, threads: int) -> Iterator[tuple[list[NDArray], slice]]:
+def _outputs(
+    model: Path, samples: Samples, threads: int, transport: Transport | None = None
+) -> Iterator[tuple[list[NDArray], slice]]:
     """The model's outputs, batch by batch; one at a time where its batch is fixed at one."""
     runner = session(Path(model), str(model), threads)
     fixed = [entry.shape[0] for entry in runner.get_inputs() if entry.shape and isinstance(entry.shape[0], int)]
     batch = fixed[0] if fixed else _BATCH
-    for feed, part in samples.batches(batch):
-        missing = batch - (part.stop - part.start) if fixed else 0
-        found = _run_once(runner, _filled(feed, missing), model)
-        yield [output[: part.stop - part.start] if output.ndim else output for output in found], part
+    with _runs(runner, model, threads, transport) as run:
+        for feed, part in samples.batches(batch):
+            missing = batch - (part.stop - part.start) if fixed else 0
+            found = _run_once(run, _filled(feed, missing), model)
+            yield [output[: part.stop - part.start] if output.ndim else output for output in found], part
+
+
+@contextmanager
+def _runs(
+    runner: Any, model: Path, threads: int, transport: Transport | None
+) -> Iterator[Callable[[Feed], list[NDArray]]]:
+    """A function that runs the model here, or in one process on a board; inputs are placed there by their content."""
+    if transport is None:
+        yield lambda feed: runner.run(None, feed)
+        return
+    with transport.launch() as process, TemporaryDirectory(prefix="rankfold-") as folder:
+        inputs = Path(folder) / "inputs.npz"
+
+        def run(feed: Feed) -> list[NDArray]:
+            _write_npz(inputs, feed)
+            told_there = told(transport, Options(threads=threads, inputs=inputs), [])
+            return outputs(process, {"model": transport.place(model), **told_there})
+
+        yield run
+
+
+def _write_npz(path: Path, feed: Feed) -> None:
+    """As numpy.savez does, which takes some names for its own arguments; the same bytes for the same arrays."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in feed.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _filled(feed: Feed, missing: int) -> Feed:
@@ -131,23 +171,23 @@ def _filled(feed: Feed, missing: int) -> Feed:
     return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
 
 
-def _run_once(runner: Any, feed: Feed, model: Path) -> list[NDArray]:
+def _run_once(run: Callable[[Feed], list[NDArray]], feed: Feed, model: Path) -> list[NDArray]:
     try:
-        outputs = runner.run(None, feed)
+        found = run(feed)
     except (*RUNTIME_ERRORS, ValueError, TypeError) as error:
         raise InputError(f"{model}: it does not run: {one_line(error)}; check its inputs") from error
-    if any(not isinstance(one, np.ndarray) or one.dtype.kind not in "fiub" for one in outputs):
+    if any(not isinstance(one, np.ndarray) or one.dtype.kind not in "fiub" for one in found):
         raise InputError(f"{model}: expected tensors of numbers as outputs; use --metric for anything else")
-    if any(one.dtype.kind == "f" and np.isnan(one).any() for one in outputs):
+    if any(one.dtype.kind == "f" and np.isnan(one).any() for one in found):
         raise InputError(f"{model}: expected numbers, found NaN in its outputs; train or export it again")
-    return outputs
+    return found
 
 
-def _classes(model: Path, outputs: list[NDArray]) -> NDArray:
-    if outputs[0].ndim != 2:
-        found = list(outputs[0].shape)
-        raise InputError(f"{model}: expected class scores n×classes, found {found}; use --metric for anything else")
-    return outputs[0].argmax(axis=1)
+def _classes(model: Path, found: list[NDArray]) -> NDArray:
+    if found[0].ndim != 2:
+        shape = list(found[0].shape)
+        raise InputError(f"{model}: expected class scores n×classes, found {shape}; use --metric for anything else")
+    return found[0].argmax(axis=1)
 
 
 def _share(model: Path, samples: Samples, metric: str, right: int, reference: str | None = None) -> ModelScore:

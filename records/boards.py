@@ -4,26 +4,48 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Part
 
+Text = Annotated[str, Field(max_length=256)]
+# what ssh could take for an option, or a terminal for a command, is no name
+Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f-\x9f-][^\s\x00-\x1f\x7f-\x9f]*$", max_length=255)]
+BoardPath = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f~-][^\x00-\x1f\x7f-\x9f]*$", max_length=1024)]
+
 
 class Card(Part):
-    """A board as a person describes it: identity, how to reach it, what to expect (TOML, never probed)."""
+    """A board as a person describes it: identity, how to reach it, what to expect (TOML, never probed).
+
+    `host` may be an alias of the user's ~/.ssh/config, or of `ssh_config` (a file here); what is not given is left to
+    that. `workdir` is a folder there, relative to the home folder unless it begins with a slash; `python` an
+    interpreter there. Format 1: first version; with transport ssh came `host` to `workdir`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
     about: str
-    transport: Literal["local"]
+    transport: Literal["local", "ssh"]
+    host: Word | None = None
+    user: Word | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    ssh_config: BoardPath | None = None
+    python: BoardPath = "python3"
+    workdir: BoardPath = ".cache/rankfold"
     expected_architecture: str | None = None
     tested: str = Field(description="date of the last boot by a person, or 'never'")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Card:
+        if (self.transport == "ssh") != (self.host is not None):
+            raise ValueError(f"transport {self.transport} {'needs a' if self.transport == 'ssh' else 'has no'} host")
+        return self
 
 
 class CpuFacts(Part):
     """One logical core's frequency now, in hertz, and its governor; None where the system does not say."""
 
     core: int
-    governor: str | None
+    governor: Text | None
     frequency_hz: int | None
 
 
@@ -36,20 +58,20 @@ class Facts(Part):
         "tile",
     )  # fmt: skip
 
-    architecture: str
-    cpu_model: str | None
-    isa: list[str] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
+    architecture: Text
+    cpu_model: Text | None
+    isa: list[Text] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
     logical_cores: int
     affinity: list[int] = Field(description="cores this process may run on")
     clusters: list[list[int]] = Field(default_factory=list, description="these, by speed, the slowest first")
     memory_bytes: int | None
-    kernel: str
-    os: str | None
+    kernel: Text
+    os: Text | None
     hypervisor: bool | None
-    python_version: str
-    numpy_version: str
-    onnxruntime_version: str
-    providers: list[str]
+    python_version: Text
+    numpy_version: Text
+    onnxruntime_version: Text
+    providers: list[Text]
     tile: int = Field(gt=0, description="channel multiple that the float32 kernels like")
     layout: Literal["nchwc", "nchw"]
     emulated: bool = False
@@ -60,7 +82,7 @@ class Weather(Part):
 
     load_1min: float | None
     memory_available_bytes: int | None
-    temperatures_c: dict[str, float] = Field(default_factory=dict)
-    throttled: str | None = Field(default=None, description="the firmware's throttle flags where it has any")
+    temperatures_c: dict[Text, float] = Field(default_factory=dict)
+    throttled: Text | None = Field(default=None, description="the firmware's throttle flags where it has any")
     cores: list[CpuFacts] = Field(default_factory=list)
     steal_s: float | None = None

@@ -26,7 +26,7 @@ import numpy as np
 from ..devices.transport import BoardProcess, Transport, contest
 from ..errors import InputError
 from ..records import Facts
-from .serving import told
+from .serving import persistently, told
 from .stats import most_frequent, undisturbed
 from .turns import Options, choose_cores
 
@@ -150,15 +150,22 @@ class Stopwatch:
         """
         todo = [(one.reference, self._missing(one)) for one in contests]
         todo = [(reference, missing) for reference, missing in todo if missing]
-        total, done = sum(len(missing) for _, missing in todo), 0
         if not todo:
             return 0
-        with self._launched() as processes:
-            for reference, missing in todo:
-                report(done, total)
-                self.table.add(reference, self._held(processes, reference, missing, whole=False))
-                done += len(missing)
-        report(done, total)
+        total = left = sum(len(missing) for _, missing in todo)
+
+        def go_on() -> None:
+            nonlocal left
+            with self._launched() as processes:
+                while todo:
+                    report(total - left, total)
+                    reference, missing = todo[0]
+                    self.table.add(reference, self._held(processes, reference, missing, whole=False))
+                    todo.pop(0)
+                    left -= len(missing)
+
+        persistently(go_on)
+        report(total, total)
         return total
 
     def _missing(self, one: Contest) -> list[bytes]:
@@ -174,8 +181,12 @@ class Stopwatch:
         `whole` networks run as when they are served, on the inputs, or their shapes, that the options name; parts of
         one have their own.
         """
-        with self._launched(launches) as processes:
-            return self._held(processes, reference, models, whole=whole)
+
+        def hold() -> dict[str, Timed]:
+            with self._launched(launches) as processes:
+                return self._held(processes, reference, models, whole=whole)
+
+        return persistently(hold)
 
     @contextmanager
     def _launched(self, count: int = LAUNCHES) -> Iterator[list[BoardProcess]]:
@@ -191,12 +202,13 @@ class Stopwatch:
         names = [key_of(reference), *map(key_of, models)]
         launches: list[np.ndarray] = []
         with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
-            paths = [str(Path(folder) / f"{name}.onnx") for name in names]
-            for path, model in zip(paths, (reference, *models), strict=True):
-                Path(path).write_bytes(model)
+            files = [Path(folder) / f"{name}.onnx" for name in names]
+            for file, model in zip(files, (reference, *models), strict=True):
+                file.write_bytes(model)
+            request = {"models": list(map(self.transport.place, files)), **told(self.transport, options, cores)}
+            seconds = WHOLE_SECONDS if whole else SECONDS
             for launch, process in enumerate(processes):
-                request = {"models": paths, **told(options, cores), "seed": options.seed + launch, "alone": whole}
-                seconds = WHOLE_SECONDS if whole else SECONDS
+                request |= {"seed": options.seed + launch, "alone": whole}
                 samples = contest(process, request, ROUNDS // LAUNCHES, seconds / LAUNCHES)
                 launches.append(np.log(np.asarray(samples)))
         reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pil
 from .diagnose import diagnose
 from .load import paced, sustained
 from .operators import operators
-from .serving import Board, Clock, Model, check_unchanged, naming, sha256_at, source
+from .serving import Board, Clock, Model, check_unchanged, naming, persistently, sha256_at, source
 from .stats import half_width as ratio_half_width
 from .stats import pair_log_ratio, pairs_of, ratio_interval
 from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
@@ -63,6 +64,11 @@ class _Reporter:
         """Say how far the present step is."""
         if self._tell:
             self._tell(Progress(self._done - 1, self.total, left_s, what))
+
+    def wait(self, why: str) -> None:
+        """Say why nothing happens."""
+        if self._tell:
+            self._tell(Progress(self._done - 1, self.total, None, why))
 
     @property
     def pair_s(self) -> float | None:
@@ -110,15 +116,14 @@ def measure(
     launches: dict[str, list[Launch]] = {model.name: [] for model in sources}
     for index, variant in enumerate(variants * pairs):
         report(f"{variant.name} against {sources[0].name}")
-        pair, sessions = _run_pair(sources[0], variant, options.seed + index, turns, board)
+        pair, sessions = _run_pair(sources[0], variant, options.seed + index, turns, board, report)
         timed.append(pair)
         for name, session in sessions.items():
             launches[name].append(Launch(pair=index, **session.model_dump(exclude={"input_shapes"})))
     report("done")
     check_unchanged(sources)
 
-    with transport.launch() as process:
-        after = probe.weather(process)
+    after = persistently(board.weather, report.wait)
     context = Context(
         device=card.name,
         facts=facts,
@@ -163,7 +168,7 @@ def _pilot(
     logs: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for index, variant in enumerate(variants * pairs):
         report(f"pilot: {variant.name} against {sources[0].name}")
-        pair, _ = _run_pair(sources[0], variant, board.options.seed + _PILOT_SEEDS + index, turns, board)
+        pair, _ = _run_pair(sources[0], variant, board.options.seed + _PILOT_SEEDS + index, turns, board, report)
         logs[variant.name].append(pair_log_ratio(pair))
     wanted = pairs_after_pilot(list(logs.values()), half_width, pairs, report.pair_s or 0.0)
     report.total += (wanted - pairs) * len(variants)
@@ -187,13 +192,14 @@ def under_load(
     for model in sources:
         if options.rate_hz:
             report(f"{model.name} at {options.rate_hz:g} Hz")
-            found["paced"].append(paced(board, model, options.rate_hz))
+            found["paced"].append(persistently(partial(paced, board, model, options.rate_hz), report.wait))
         if options.sustain_s:
             report(f"{model.name} without a pause")
-            found["sustained"].append(sustained(board, model, options.sustain_s, report.note))
+            run = partial(sustained, board, model, options.sustain_s, report.note)
+            found["sustained"].append(persistently(run, report.wait))
         if options.operators:
             report(f"{model.name} by operator")
-            found["operators"].append(operators(board, model))
+            found["operators"].append(persistently(partial(operators, board, model), report.wait))
     report("done")
     check_unchanged(sources)
     loaded = bench.model_copy(update=found)
@@ -208,13 +214,19 @@ def _try_all(models: list[Model], board: Board, report: _Reporter) -> list[Sessi
     trials: list[Session] = []
     for model in models:
         report(f"trying {model.name}")
-        with board.transport.launch() as process:
-            trials.append(board.serve(model, process))
+        trials.append(persistently(partial(board.tried, model), report.wait))
         _check_same_input(models[0].name, trials[0], model.name, trials[-1])
     return trials
 
 
 def _run_pair(
+    baseline: Model, variant: Model, seed: int, turns: Turns, board: Board, report: _Reporter
+) -> tuple[Pair, dict[str, Session]]:
+    """One pair; where the connection was lost the whole pair anew, for its processes went with it."""
+    return persistently(lambda: _take_turns(baseline, variant, seed, turns, board), report.wait)
+
+
+def _take_turns(
     baseline: Model, variant: Model, seed: int, turns: Turns, board: Board
 ) -> tuple[Pair, dict[str, Session]]:
     """Start both, let them take turns, end both; `start_s` counts from before the first process started."""

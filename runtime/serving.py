@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx.numpy_helper import to_array
 
+from ..devices import probe
 from ..devices.transport import BoardProcess, Session, Transport, serve
-from ..errors import InputError, RankfoldError
+from ..errors import InputError, RankfoldError, Unreachable
 from ..files import sha256_of
+from ..records import Weather
 from . import costs
 from .turns import Options
 
 Clock = Callable[[], float]
+Result = TypeVar("Result")
+
+WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)  # a board that restarts is back within a minute or two
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,22 @@ class Board:
         with naming(model.name):
             return serve(process, self.request(model))
 
+    def tried(self, model: Model) -> Session:
+        """`serve` in a process that then ends."""
+        with self.transport.launch() as process:
+            return self.serve(model, process)
+
+    def weather(self) -> Weather:
+        """What it is like there now."""
+        with self.transport.launch() as process:
+            return probe.weather(process)
+
     def request(self, model: Model) -> dict[str, Any]:
         """What a process is told of a model."""
-        return {"model": str(model.path.resolve()), **told(self.options, self.cores)}
+        return {"model": self.transport.place(model.path), **told(self.transport, self.options, self.cores)}
 
 
-def told(options: Options, cores: list[int]) -> dict[str, Any]:
+def told(transport: Transport, options: Options, cores: list[int]) -> dict[str, Any]:
     """What a process is told whatever its model: how to run, where, and on which inputs."""
     return {
         "threads": options.threads,
@@ -58,8 +74,22 @@ def told(options: Options, cores: list[int]) -> dict[str, Any]:
         "cores": cores,
         "seed": options.seed,
         "shapes": {name: list(shape) for name, shape in options.shapes.items()},
-        "inputs": None if options.inputs is None else str(options.inputs.resolve()),
+        "inputs": None if options.inputs is None else transport.place(options.inputs),
     }
+
+
+def persistently(work: Callable[[], Result], tell: Callable[[str], None] = lambda why: None) -> Result:
+    """What `work` returns. It is done anew when the connection was lost, a few times: the board may come back.
+
+    `tell(why)` before a wait. What `work` has not returned is lost with the connection: make it short.
+    """
+    for wait_s in WAITS_S:
+        try:
+            return work()
+        except Unreachable as error:
+            tell(f"waiting {wait_s:g} s: {error}")
+            time.sleep(wait_s)
+    return work()
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_ctrl_c_while_layers_are_timed_leaves_nothing(folder):
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + WAIT_S
-    while len(_alive(mark)) < 4 or not list(scratch.glob("rankfold-*/**/*.onnx")):
+    while len(alive(mark)) < 4 or not list(scratch.glob("rankfold-*/**/*.onnx")):
         assert time.monotonic() < deadline, "no contest has begun"
         assert parent.poll() is None, "the table is filled"
         time.sleep(0.05)
@@ -82,11 +82,11 @@ def test_ctrl_c_while_layers_are_timed_leaves_nothing(folder):
     assert complaint.splitlines() == [
         "rankfold: interrupted; nothing half-written is left, and a training run goes on with --resume"
     ]
-    assert _alive(mark) == []
+    assert alive(mark) == []
     assert list(scratch.iterdir()) == []
 
 
-def _alive(mark: str) -> list[str]:
+def alive(mark: str) -> list[str]:
     """Processes with this mark in their environment."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):

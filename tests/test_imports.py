@@ -20,6 +20,7 @@ TOP = {
     "__main__",
     "bench_commands",
     "compress_commands",
+    "device_commands",
     "onnx_commands",
     "options",
     "onnx_stages",

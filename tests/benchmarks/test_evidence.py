@@ -16,7 +16,8 @@ import pytest
 from rankfold.benchmarks import evidence
 from rankfold.benchmarks.transports import SLOW, Impatient, Replayed, Wrapped
 from rankfold.devices.card import find
-from rankfold.devices.local import LocalProcess, LocalTransport
+from rankfold.devices.child import ChildProcess
+from rankfold.devices.local import LocalTransport
 from rankfold.records import EvidenceRow
 from rankfold.runtime import costs
 from rankfold.runtime.measure import Options, measure
@@ -112,7 +113,7 @@ class Watching(LocalTransport):
 
 
 class _Watched(Wrapped):
-    def __init__(self, watching: Watching, process: LocalProcess) -> None:
+    def __init__(self, watching: Watching, process: ChildProcess) -> None:
         super().__init__(process)
         self.watching = watching
 

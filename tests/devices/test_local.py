@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from rankfold.devices import local, probe
-from rankfold.devices.local import BOARD, LocalProcess, LocalTransport
+from rankfold.devices import child as children
+from rankfold.devices import probe
+from rankfold.devices.child import ChildProcess
+from rankfold.devices.local import BOARD, LocalTransport, death
 from rankfold.errors import DeviceError
 
 LIMIT_S = 60.0
 READ_REQUEST = "import os, sys, time; sys.stdin.readline(); "
 
 
-def child(code: str) -> LocalProcess:
-    return LocalProcess([sys.executable, "-I", "-c", READ_REQUEST + code])
+def child(code: str) -> ChildProcess:
+    return ChildProcess([sys.executable, "-I", "-c", READ_REQUEST + code], death)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_a_child_that_does_not_answer_is_given_up_and_killed():
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local, "_MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(children, "_MAX_ANSWER_BYTES", 1 << 20)
     endless = "\nwhile True: os.write(1, b'x' * 65536)"
     with child(endless) as process, pytest.raises(DeviceError, match="exceeds 1 MiB"):
         process.ask({}, LIMIT_S)
@@ -60,7 +62,7 @@ def test_asking_a_dead_child_says_how_it_died():
 
 def test_a_missing_interpreter_is_a_device_error():
     with pytest.raises(DeviceError, match="cannot start /no/python: No such file"):
-        LocalProcess(["/no/python"])
+        ChildProcess(["/no/python"], death)
 
 
 def test_what_a_library_prints_does_not_mix_with_the_answers(tmp_path: Path):
@@ -78,7 +80,7 @@ def test_what_a_library_prints_does_not_mix_with_the_answers(tmp_path: Path):
         "board.weather = loud\n"
         "board.main()\n"
     )
-    with LocalProcess([sys.executable, "-I", str(noisy)]) as process:
+    with ChildProcess([sys.executable, "-I", str(noisy)], death) as process:
         assert probe.weather(process).memory_available_bytes
         assert probe.weather(process).memory_available_bytes
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
-from rankfold.devices.transport import Session, checked, serve, time_block
+from rankfold.devices.transport import Session, checked, outputs, serve, time_block
 from rankfold.errors import DeviceError, InputError
 
 BLOCK = {"samples_s": [1e-3, 2e-3], "cpu_s": 3e-3, "steal_s": None, "involuntary_switches": 0}
@@ -77,6 +79,35 @@ def test_a_forged_block_is_a_device_error(change: dict[str, Any], match: str):
 def test_a_forged_session_is_a_device_error(change: dict[str, Any], match: str):
     with pytest.raises(DeviceError, match=match):
         serve(Answers({**SESSION, **change}), {})
+
+
+TENSOR = {
+    "dtype": "float32",
+    "shape": [1, 2],
+    "base64": base64.b64encode(np.array([1, 2], np.float32).tobytes()).decode(),
+}
+
+
+def test_outputs_arrive_as_they_were():
+    (found,) = outputs(Answers({"outputs": [TENSOR]}), {})
+    assert found.dtype == np.float32
+    assert found.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"dtype": "object"}, r"malformed: 'outputs\.0\.dtype'"),
+        ({"shape": [-1]}, r"malformed: 'outputs\.0\.shape\.0'"),
+        ({"shape": [1 << 40]}, "answered a tensor that is none .*reshape"),
+        ({"dtype": "float64"}, "answered a tensor that is none .*reshape"),
+        ({"base64": "<script>"}, "answered a tensor that is none"),
+        ({"more": 1}, r"malformed: unknown key 'outputs\.0\.more'"),
+    ],
+)
+def test_forged_outputs_are_a_device_error(change: dict[str, Any], match: str):
+    with pytest.raises(DeviceError, match=match):
+        outputs(Answers({"outputs": [{**TENSOR, **change}]}), {})
 
 
 def test_a_refusal_is_an_input_error_without_terminal_escapes():

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rankfold.errors import DeviceError
+from rankfold.errors import DeviceError, Unreachable
 
 START_S = 0.4  # a process
 CREATE_S = 0.05  # a session
@@ -33,7 +33,8 @@ class FakeDevice:
     """Runs take `run_s[file stem]` seconds, or `time_of(file)`, times `factor(seconds since boot)` and a little noise.
 
     `launch_factor(number of the process)` is a mode that a whole process falls into, `run_factor(file stem, number of
-    the run)` hits single runs; `dies_at` kills the process of that number in its first block; `facts`,
+    the run)` hits single runs; `dies_at` kills the process of that number in its first block, `lost_at` loses
+    the connection there; `facts`,
     `weather(seconds)`, `session(file stem)` and `block` change what it answers; `profiled` scales the nodes' times.
     """
 
@@ -45,6 +46,7 @@ class FakeDevice:
     step_s: float = 0.0
     profiled: float = 1.0
     dies_at: int | None = None
+    lost_at: tuple[int, ...] = ()
     time_of: Callable[[Path], float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     weather: Callable[[float], dict[str, Any]] = lambda _: {}
@@ -60,6 +62,9 @@ class FakeDevice:
     def seconds_of(self, model: Path) -> float:
         """A run of the model, when nothing disturbs it."""
         return self.run_s[model.stem] if self.time_of is None else self.time_of(model)
+
+    def place(self, path: Path) -> str:
+        return str(path)
 
     def launch(self) -> FakeProcess:
         self.clock.sleep(START_S)
@@ -111,6 +116,8 @@ class FakeProcess:
             }
         if request["command"] == "paced":
             return self._paced(1 / request["rate_hz"], request["frames"])
+        if self.number in device.lost_at:
+            raise Unreachable("no connection to the board")
         if device.dies_at == self.number:
             raise DeviceError("the board process was killed by SIGKILL; check free memory")
         self._runs(request["dropped"])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rankfold.devices.card import find
-from rankfold.errors import DeviceError, Inconclusive, InputError
+from rankfold.errors import DeviceError, Inconclusive, InputError, Unreachable
 from rankfold.records import Bench
-from rankfold.runtime import diagnose
+from rankfold.runtime import diagnose, serving
 from rankfold.runtime.load import missed, slowdown
 from rankfold.runtime.measure import Options, Progress, measure, under_load
 
@@ -99,6 +99,29 @@ def test_a_launch_that_dies_is_named_and_nothing_is_left(models, number):
     with pytest.raises(DeviceError, match=r"^(dense|small): the board process was killed by SIGKILL"):
         bench(models, dying)
     assert dying.alive == 0
+
+
+def test_a_pair_whose_connection_was_lost_is_taken_again_and_no_other(models, monkeypatch):
+    """1 probes, 2 and 3 try the models; 4 and 8 lose it, each in a pair."""
+    monkeypatch.setattr(serving, "WAITS_S", (0.0, 0.0))
+    told: list[str] = []
+    losing = device(lost_at=(4, 8))
+    found = measure(
+        models, losing, find("host"), Options(pairs=4), lambda now: told.append(now.what), clock=losing.clock
+    )
+    assert [pair.seed for pair in found.pairs] == [0, 1, 2, 3]
+    assert truth_in(found)
+    assert losing.launches == 1 + 2 + 2 * (4 + 2) + 1
+    assert sum(what.endswith(": no connection to the board") for what in told) == 2
+    assert losing.alive == 0
+
+
+def test_a_board_that_does_not_come_back_is_given_up(models, monkeypatch):
+    monkeypatch.setattr(serving, "WAITS_S", (0.0, 0.0))
+    losing = device(lost_at=tuple(range(4, 99)))
+    with pytest.raises(Unreachable, match="no connection to the board"):
+        bench(models, losing)
+    assert losing.launches == 1 + 2 + 2 * 3
 
 
 def test_a_run_that_hangs_ends_after_its_time(models):

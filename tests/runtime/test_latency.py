@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rankfold.devices import probe
 from rankfold.devices.local import LocalTransport
-from rankfold.errors import InputError
+from rankfold.errors import InputError, Unreachable
 from rankfold.records import Facts
+from rankfold.runtime import serving
 from rankfold.runtime.latency import Contest, Stopwatch, Table, Timed, key_of, setting_of, stopwatch, table_path
 from rankfold.runtime.turns import Options
 
@@ -65,6 +66,24 @@ def test_ratios_are_those_of_the_device_whatever_its_speed_does(tmp_path):
     found = watch_on(device, tmp_path / "t.sqlite").timed(one, [three])[key_of(three)]
     assert found.ratio == pytest.approx(3, rel=0.01)
     assert found.error < 0.01
+
+
+def test_a_contest_whose_connection_was_lost_is_held_again_and_no_other(tmp_path, monkeypatch):
+    """1 is asked for facts, 2 and 3 hold the first contest and lose the connection in the second; 4 and 5 hold that."""
+    monkeypatch.setattr(serving, "WAITS_S", (0.0,))
+    models, told = [bytes([number]) for number in range(6)], list[tuple[int, int]]()
+
+    def time_of(path: Path) -> float:
+        if device.launches == 3 and path.read_bytes() == models[4]:
+            raise Unreachable("no connection to the board")
+        return 1e-3
+
+    device = FakeDevice({}, time_of=time_of)
+    watch = watch_on(device, tmp_path / "t.sqlite")
+    contests = [Contest(models[0], models[:3]), Contest(models[3], models[3:])]
+    assert watch.fill(contests, lambda *at: told.append(at)) == 4
+    assert told == [(0, 4), (2, 4), (2, 4), (4, 4)]
+    assert (device.launches, device.alive) == (5, 0)
 
 
 def test_another_setting_knows_nothing(tmp_path):

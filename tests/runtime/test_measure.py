@@ -17,7 +17,8 @@ import pytest
 from onnx import numpy_helper
 
 from rankfold.devices.card import find
-from rankfold.devices.local import LocalProcess, LocalTransport
+from rankfold.devices.child import ChildProcess
+from rankfold.devices.local import LocalTransport
 from rankfold.errors import DeviceError, InputError
 from rankfold.records import Bench
 from rankfold.runtime.measure import Options, Progress, measure
@@ -33,9 +34,9 @@ class Recording(LocalTransport):
     """Remembers the processes it started."""
 
     def __init__(self) -> None:
-        self.started: list[LocalProcess] = []
+        self.started: list[ChildProcess] = []
 
-    def launch(self) -> LocalProcess:
+    def launch(self) -> ChildProcess:
         self.started.append(super().launch())
         return self.started[-1]
 
@@ -185,7 +186,7 @@ class Doomed(Recording):
         super().__init__()
         self.victim, self.delay_s = victim, delay_s
 
-    def launch(self) -> LocalProcess:
+    def launch(self) -> ChildProcess:
         process = super().launch()
         if len(self.started) == self.victim:
             threading.Timer(self.delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
