@@ -70,7 +70,7 @@ class Tally:
 @pytest.fixture(scope="module")
 def tally(counts) -> Tally:
     tally = Tally()
-    for seed in range(counts(120, 2000)):
+    for seed in range(counts(200, 2000)):
         tally.add(seed)
     return tally
 
