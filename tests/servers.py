@@ -21,6 +21,7 @@ from rankfold.records import Card
 from .conftest import SOAK
 
 KINDS = ("sshd", "dropbear")
+SSHD, DROPBEAR = "/usr/sbin/sshd", "/usr/sbin/dropbear"  # not on everybody's PATH
 START_S = 20.0
 # In a mount namespace of its own the user's home folder is another one, and sshd has the folder that it insists on.
 _ELSEWHERE = """
@@ -79,12 +80,12 @@ class Server:
         _keygen(self.folder / "host_key")
         settings = self.folder / "sshd_config"
         settings.write_text(_SSHD.format(port=self.port, folder=self.folder))
-        return ["/usr/sbin/sshd", "-D", "-e", "-f", str(settings)], (self.folder / "host_key.pub").read_text()
+        return [SSHD, "-D", "-e", "-f", str(settings)], (self.folder / "host_key.pub").read_text()
 
     def _dropbear(self) -> tuple[list[str], str]:
         key = str(self.folder / "host_key")
         made = _run("dropbearkey", "-t", "ed25519", "-f", key)
-        command = ["dropbear", "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}", "-r", key]
+        command = [DROPBEAR, "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}", "-r", key]
         public = next(line for line in made.splitlines() if line.startswith("ssh-"))
         return [*command, "-P", str(self.folder / "pid")], f"{public}\n"
 
@@ -144,7 +145,7 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
         "ssh",
         "ssh-keygen",
         "unshare",
-        *(["/usr/sbin/sshd"] if kind == "sshd" else ["dropbear", "dropbearkey"]),
+        *([SSHD] if kind == "sshd" else [DROPBEAR, "dropbearkey"]),
     ]
     if missing := [program for program in programs if shutil.which(program) is None]:
         pytest.skip(f"{kind} on loopback needs {', '.join(missing)}")
