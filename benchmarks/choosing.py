@@ -25,16 +25,13 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from ..devices import probe
-from ..devices.local import LocalTransport
 from ..errors import CheckFailed, InputError
 from ..records import ChoosingRow
-from ..runtime.latency import Stopwatch, stopwatch
-from ..runtime.measure import Options
+from ..runtime.latency import Stopwatch
 from ..terminal import bars, duration, progress
 from . import questions
 from .answers import Answers, Found, markdown
-from .ending import in_one_line, machine_of
+from .command import in_one_line, machine_of, stopwatch_here
 from .rivals import DROPS, rivals
 from .rows import read
 from .subject import NETWORKS, PUBLISHED, Catalogue, Subject, weights_by_name
@@ -147,10 +144,8 @@ def _run(given: argparse.Namespace) -> Iterator[ChoosingRow]:
     networks = given.networks or list(able)
     if unknown := [name for name in networks if name not in able]:
         raise InputError(f"unknown network '{unknown[0]}' for {given.what}; known are {', '.join(able)}")
-    with LocalTransport().launch() as process:
-        facts = probe.facts(process)
-    watch = stopwatch(LocalTransport(), facts, Options(threads=given.threads), given.table)
-    answers = Answers(given.results, machine_of(facts), given.threads, given.seed)
+    watch = stopwatch_here(given.threads, given.table)
+    answers = Answers(given.results, machine_of(watch.facts), given.threads, given.seed)
     catalogue = Catalogue(weights_by_name(given.weights), given.data, given.seed)
     yield from run(given.what, networks, catalogue, answers, watch)
 

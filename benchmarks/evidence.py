@@ -35,7 +35,7 @@ from ..records import EvidenceRow
 from ..runtime.measure import Options, measure
 from ..runtime.stats import pairs_wanted, samples_of
 from ..terminal import bars, duration
-from .ending import in_one_line, machine_of
+from .command import in_one_line, machine_of
 from .folding import Layers
 from .rows import read, write
 from .transports import Bare, Impatient, Replayed

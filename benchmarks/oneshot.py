@@ -42,6 +42,7 @@ from ..records import DataSpec, ModelSpec, OneShotRow
 from .rows import read, write
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from ..train.data import Dataset
@@ -155,15 +156,20 @@ def cifar(path: Path) -> Dataset:
     return load_npz(DataSpec(name="npz", path=str(path), validation_share=0.1, mean=MEAN, std=STD), path)
 
 
+def published(name: str, weights: Path, classes: int) -> torch.nn.Module:
+    """A network with its published weights, for colour images, as it is used."""
+    from ..train.models import build
+
+    return build(ModelSpec(name=name, arguments={"weights": str(weights)}), 3, classes).eval()
+
+
 def exported(name: str, weights: Path, data: Dataset, path: Path) -> Path:
-    """A published network as an ONNX file."""
+    """The same as an ONNX file."""
     import torch
 
     from ..export.from_torch import to_onnx
-    from ..train.models import build
 
-    model = build(ModelSpec(name=name, arguments={"weights": str(weights)}), 3, len(data.classes)).eval()
-    to_onnx(model, torch.zeros(2, *data.image_shape), path)
+    to_onnx(published(name, weights, len(data.classes)), torch.zeros(2, *data.image_shape), path)
     return path
 
 

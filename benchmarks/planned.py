@@ -31,7 +31,7 @@ from ..runtime.serving import sha256_at
 from ..train.data import Dataset
 from ..train.planned import planned, start_of
 from ..train.trainer import Progress, evaluate, train
-from .ending import in_one_line
+from .command import in_one_line
 from .oneshot import MEAN, STD, calibration_inputs, cifar, exported
 from .rows import read, write
 

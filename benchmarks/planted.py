@@ -20,8 +20,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..devices import probe
-from ..devices.local import LocalTransport
 from ..export.explain import explain
 from ..export.explain.ledger import FIRST, SECOND, Times, over_launches
 from ..export.fold import tidy
@@ -30,12 +28,11 @@ from ..export.graphs import refresh_shapes
 from ..export.layers import layers_of
 from ..export.passes.factorize import factorize
 from ..export.passes.fold_batchnorm import fold_batchnorm
-from ..records import ChoosingRow, LayerDecision, Seconds
-from ..runtime.latency import Stopwatch, stopwatch
-from ..runtime.turns import Options
+from ..records import ChoosingRow, Explanation, LayerDecision, Seconds
+from ..runtime.latency import Stopwatch
 from ..terminal import bars, duration, progress
 from .answers import Answers, Found, markdown
-from .ending import in_one_line, machine_of
+from .command import in_one_line, machine_of, stopwatch_here
 from .rows import read
 from .shapes import Shaped
 
@@ -167,8 +164,14 @@ def explained(
         "fresh_half_ms": 1e3 * (fresh.high - fresh.value),
         "residual_ms": 1e3 * found.residual.value,
     }
+    return Found(figures, ledger_in_words(found))
+
+
+def ledger_in_words(found: Explanation) -> str:
+    """Every bar and the rest, in a line."""
+    assert found.residual is not None, "two files"
     told = "; ".join(f"{bar.cause} {1e3 * bar.costs.value:+.3f}" for bar in found.bars)
-    return Found(figures, f"{told}; not explained {1e3 * found.residual.value:+.3f} ms")
+    return f"{told}; not explained {1e3 * found.residual.value:+.3f} ms"
 
 
 def _gap(paths: Sequence[Path], share: float, watch: Stopwatch) -> Seconds:
@@ -201,10 +204,8 @@ def main() -> None:
     with in_one_line():
         if given.command == "run":
             began = time.monotonic()
-            with LocalTransport().launch() as process:
-                facts = probe.facts(process)
-            watch = stopwatch(LocalTransport(), facts, Options())
-            for line in run(Answers(given.results, machine_of(facts), 1, 0), watch, given.time):
+            watch = stopwatch_here()
+            for line in run(Answers(given.results, machine_of(watch.facts), 1, 0), watch, given.time):
                 print(line, flush=True)
             print(duration(time.monotonic() - began))
         print(markdown(read(given.results, ChoosingRow)))

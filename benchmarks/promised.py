@@ -7,7 +7,7 @@ pruned      by Torch-Pruning (pip install torch-pruning), magnitudes, 30 % of th
 decomposed  spatial factors with 80 % of each layer's energy: ranks off the tile
 
 Each is explained beside the dense network; the change worth most, and the best of each place together, are made with
-`--make`, and the file is timed in launch pairs beside the one that was explained. A row a change; nothing else should
+`--make`, and the file is timed in launch pairs beside the one that was explained. A row a network; nothing else should
 run meanwhile.
 """
 
@@ -25,24 +25,22 @@ from typing import Any
 
 import torch
 
-from ..devices import probe
-from ..devices.local import LocalTransport
 from ..errors import CheckFailed, InputError
 from ..export.choose import plan_by_energy
 from ..export.explain import explain, make_into
-from ..export.fold import finished, tidy
+from ..export.fold import finished, opened
 from ..export.from_torch import to_onnx
-from ..export.graphs import load, refresh_shapes, save
+from ..export.graphs import save
 from ..export.passes.factorize import factorize
-from ..export.passes.fold_batchnorm import fold_batchnorm
 from ..files import sha256_of
-from ..records import ChoosingRow, Explanation, ModelSpec, Seconds
-from ..runtime.latency import Stopwatch, stopwatch
-from ..runtime.turns import Options
+from ..records import ChoosingRow, Seconds
+from ..runtime.inputs import Given
+from ..runtime.latency import Stopwatch
 from ..terminal import bars, progress
-from ..train.models import build
 from .answers import Answers, Found, markdown
-from .ending import in_one_line, machine_of
+from .command import in_one_line, machine_of, stopwatch_here
+from .oneshot import published
+from .planted import ledger_in_words
 from .questions import launched
 from .rows import read
 from .subject import Subject
@@ -51,44 +49,36 @@ RESULTS = Path("docs/results/promised.jsonl")
 TIME_S = 120.0
 PAIRS = 16
 PRUNED, ENERGY = 0.3, 0.8
-IMAGE = (1, 3, 32, 32)
+IMAGES, CLASSES = torch.zeros(2, 3, 32, 32), 10
 
 
-def pruned(dense: Path, weights: Path, path: Path) -> None:
+def pruned(network: torch.nn.Module, dense: Path, path: Path) -> None:
     """The network as Torch-Pruning leaves it at its own settings."""
     try:
         torch_pruning: Any = importlib.import_module("torch_pruning")
     except ImportError as error:
         raise InputError("expected Torch-Pruning; pip install torch-pruning") from error
-    model = _network(weights)
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
     pruner = torch_pruning.pruner.MagnitudePruner(
-        model,
-        torch.zeros(IMAGE),
+        network,
+        IMAGES[:1],
         importance=torch_pruning.importance.MagnitudeImportance(p=2),
         pruning_ratio=PRUNED,
         ignored_layers=last,
     )
     pruner.step()
-    to_onnx(model, torch.zeros(2, *IMAGE[1:]), path)
+    to_onnx(network, IMAGES, path)
 
 
-def decomposed(dense: Path, weights: Path, path: Path) -> None:
+def decomposed(network: torch.nn.Module, dense: Path, path: Path) -> None:
     """The network by the energy rule, as it is published: no tile, one energy for all layers."""
-    model = load(dense)
-    tidy(model)
-    fold_batchnorm(model)
-    refresh_shapes(model)
+    model, _ = opened(dense, Given(), path.parent)
     plan = plan_by_energy(model, form="spatial", energy=ENERGY, tile=1)
     factorize(model, {name: layer for name, layer in plan.layers.items() if layer.form != "dense"})
     save(finished(model, None), path)
 
 
-def _network(weights: Path) -> torch.nn.Module:
-    return build(ModelSpec(name="resnet20", arguments={"weights": str(weights)}), 3, 10).eval()
-
-
-MADE: dict[str, Callable[[Path, Path, Path], None]] = {"pruned": pruned, "decomposed": decomposed}
+MADE: dict[str, Callable[[torch.nn.Module, Path, Path], None]] = {"pruned": pruned, "decomposed": decomposed}
 
 
 def promises(
@@ -96,12 +86,13 @@ def promises(
 ) -> Found:
     """What became of the change worth most, and of all together."""
     first, second = folder / "dense.onnx", folder / f"{how}.onnx"
-    to_onnx(_network(weights), torch.zeros(2, *IMAGE[1:]), first)
-    MADE[how](first, weights, second)
+    network = published("resnet20", weights, CLASSES)
+    to_onnx(network, IMAGES, first)
+    MADE[how](network, first, second)
     found = explain(first, second, watch, time_s=time_s, report=report)
     gains = [one for one in found.improvements if one.name != "folded"]
     if not gains:
-        raise CheckFailed(f"{how}: no change was found to gain; {told(found)}")
+        raise CheckFailed(f"{how}: no change was found to gain; {found.verdict}; {ledger_in_words(found)}")
     wanted = {"first": gains[0]} | ({"together": found.together} if found.together else {})
     contents = {"now": second.read_bytes()}
     for kind, promise in wanted.items():
@@ -119,9 +110,8 @@ def promises(
             for name, figure in _kept([*folds, promise.worth], figures["now_ms"], compared[kind])
         }
         figures[f"{kind} changes"] = promise.error or 0.0
-    return Found(
-        figures, f"{'; '.join(f'{kind}: {one.name} ({one.about})' for kind, one in wanted.items())}; {told(found)}"
-    )
+    changes = "; ".join(f"{kind}: {one.name} ({one.about})" for kind, one in wanted.items())
+    return Found(figures, f"{changes}; {found.verdict}; {ledger_in_words(found)}")
 
 
 def _kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
@@ -131,13 +121,6 @@ def _kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, f
     for what, (value, low, high) in (("promised", promised), ("arrived", arrived), ("times as fast", faster)):
         yield from ((what, value), (f"{what} low", low), (f"{what} high", high))
     yield "kept", float(arrived[1] <= promised[2] and promised[1] <= arrived[2])
-
-
-def told(found: Explanation) -> str:
-    """The ledger in a line."""
-    assert found.residual is not None, "two files"
-    causes = "; ".join(f"{bar.cause} {1e3 * bar.costs.value:+.3f}" for bar in found.bars)
-    return f"{found.verdict}; {causes}; not explained {1e3 * found.residual.value:+.3f} ms"
 
 
 def main() -> None:
@@ -152,12 +135,8 @@ def main() -> None:
     given = parser.parse_args()
     with in_one_line():
         if given.command == "run":
-            with LocalTransport().launch() as process:
-                facts = probe.facts(process)
-            answers, watch = (
-                Answers(given.results, machine_of(facts), 1, 0),
-                stopwatch(LocalTransport(), facts, Options()),
-            )
+            watch = stopwatch_here()
+            answers = Answers(given.results, machine_of(watch.facts), 1, 0)
             identity = [sha256_of(given.weights), given.time, PRUNED, ENERGY, PAIRS]
             with bars() as new_bar:
                 for how in MADE:

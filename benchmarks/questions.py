@@ -133,14 +133,11 @@ def exchanges(
 def _steps(ways: Sequence[Option[Way]], now: Option[Way], *, worse: bool) -> Iterator[tuple[int, float, Option[Way]]]:
     """Ways that damage more and are faster, or that damage less: how many steps off, by how much, and which."""
     for form in dict.fromkeys(one.what.form for one in ways):
-        further = [(abs(one.costs["damage"] - now.costs["damage"]), one) for one in ways if one.what.form == form]
-        side = [
-            (apart, one)
-            for apart, one in further
-            if apart
-            and (one.costs["damage"] > now.costs["damage"]) == worse
-            and (not worse or one.costs["time"] < now.costs["time"])
-        ]
+        further = [(one.costs["damage"] - now.costs["damage"], one) for one in ways if one.what.form == form]
+        if worse:
+            side = [(harm, one) for harm, one in further if harm > 0 and one.costs["time"] < now.costs["time"]]
+        else:
+            side = [(-harm, one) for harm, one in further if harm < 0]
         yield from ((step, *each) for step, each in enumerate(sorted(side, key=lambda change: change[0])))
 
 

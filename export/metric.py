@@ -146,12 +146,12 @@ def _runs(
         yield lambda feed: runner.run(None, feed)
         return
     with transport.launch() as process, TemporaryDirectory(prefix="rankfold-") as folder:
-        inputs = Path(folder) / "inputs.npz"
+        inputs, placed = Path(folder) / "inputs.npz", transport.place(model)
 
         def run(feed: Feed) -> list[NDArray]:
             _write_npz(inputs, feed)
             told_there = told(transport, Options(threads=threads, inputs=inputs), [])
-            return outputs(process, {"model": transport.place(model), **told_there})
+            return outputs(process, {"model": placed, **told_there})
 
         yield run
 

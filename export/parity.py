@@ -142,9 +142,9 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
     return worst_relative, worst
 
 
-def run(model: bytes | Path, inputs: Mapping[str, NDArray], *, optimized: bool = True) -> list[NDArray]:
+def run(model: bytes | Path, inputs: Mapping[str, NDArray]) -> list[NDArray]:
     """The model's outputs by ONNX Runtime. Raises InputError when it cannot run, or yields more than tensors."""
-    return outputs_of(session(model, "the model", optimized=optimized), inputs)
+    return outputs_of(session(model, "the model"), inputs)
 
 
 def outputs_of(runner: InferenceSession, inputs: Mapping[str, NDArray]) -> list[NDArray]:

@@ -144,9 +144,12 @@ def _by_price(
         least = np.flatnonzero(priced == np.minimum.reduceat(priced, starts)[owner])
         return least[np.unique(owner[least], return_index=True)[1]]
 
+    def named(at: NDArray[np.intp]) -> dict[str, Option[What]]:
+        return {name: every[index] for name, index in zip(everything, at.tolist(), strict=True)}
+
     at, low, high = best(0.0), 0.0, 1.0
     if use[at].sum() <= bound:
-        return everything, dict(zip(everything, [every[index] for index in at.tolist()], strict=True)), 0.0
+        return everything, named(at), 0.0
     while use[best(high)].sum() > bound and high < _DEAREST:
         low, high = high, high * 4
     for _ in range(_HALVINGS):
@@ -172,7 +175,7 @@ def _by_price(
         for (name, options), start in zip(everything.items(), starts.tolist(), strict=True)
     }
     gap = max(slack, 0.0) / abs(reached) if reached else 0.0
-    return left, dict(zip(everything, [every[index] for index in at.tolist()], strict=True)), gap
+    return left, named(at), gap
 
 
 class _Programme(Generic[What]):

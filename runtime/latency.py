@@ -2,8 +2,8 @@
 
 It times opaque bytes. Models of one contest are alive in one process and take turns of a single run each, in random
 order: all meet the same weather. A part of a network finds the caches as others left them, as it does in the network;
-a whole one as it left them itself, as when it is served. Stored is the ratio to the
-contest's reference, under all that decides how fast a model runs; seconds of two days are never mixed.
+a whole one as it left them itself, as when it is served. Stored is the ratio to the contest's reference, under all that
+decides how fast a model runs; seconds of two days are never mixed.
 """
 
 from __future__ import annotations
@@ -152,17 +152,19 @@ class Stopwatch:
         todo = [(reference, missing) for reference, missing in todo if missing]
         if not todo:
             return 0
-        total = left = sum(len(missing) for _, missing in todo)
+
+        def left() -> int:
+            return sum(len(missing) for _, missing in todo)
+
+        total = left()
 
         def go_on() -> None:
-            nonlocal left
             with self._launched() as processes:
                 while todo:
-                    report(total - left, total)
+                    report(total - left(), total)
                     reference, missing = todo[0]
                     self.table.add(reference, self._held(processes, reference, missing, whole=False))
                     todo.pop(0)
-                    left -= len(missing)
 
         persistently(go_on)
         report(total, total)

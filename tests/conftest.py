@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A runner started in the background may have been told to ignore Ctrl-C, and the children of the tests with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SOAK = os.environ.get("RANKFOLD_SOAK") == "1"
+SERVERS = ("sshd", "dropbear")  # of ssh
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,6 +44,14 @@ def finished(tmp_path_factory):
     done = maker.make(*GOALS)
     assert done.returncode == 0, done.stderr
     return maker
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def board(request, tmp_path_factory):
+    """A board behind OpenSSH's server, then one behind dropbear, which has no sftp."""
+    from .servers import start
+
+    yield from start(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture

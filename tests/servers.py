@@ -18,9 +18,8 @@ import pytest
 
 from rankfold.records import Card
 
-from .conftest import SOAK
+from .conftest import SERVERS, SOAK
 
-KINDS = ("sshd", "dropbear")
 SSHD, DROPBEAR = "/usr/sbin/sshd", "/usr/sbin/dropbear"  # not on everybody's PATH
 START_S = 20.0
 # In a mount namespace of its own the user's home folder is another one, and sshd has the folder that it insists on.
@@ -136,7 +135,7 @@ class Server:
 
 def on(kind: str) -> pytest.MarkDecorator:
     """On one kind of server in `check`, on both in `soak`."""
-    return pytest.mark.parametrize("board", KINDS if SOAK else (kind,), indirect=True)
+    return pytest.mark.parametrize("board", SERVERS if SOAK else (kind,), indirect=True)
 
 
 def start(kind: str, folder: Path) -> Iterator[Server]:

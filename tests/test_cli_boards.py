@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -28,16 +27,10 @@ from rankfold.runtime import latency, serving, turns
 from .conftest import SOAK
 from .export.explain.test_matching import network
 from .making import RANKFOLD
-from .servers import KINDS, Server, on, start
-from .test_cli_child import WAIT_S, alive
+from .servers import Server, on
+from .test_cli_child import alive, interrupted
 
 GONE_S = 10.0  # an idle connection would last for twice as long
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def board(request, tmp_path_factory):
-    """A board behind OpenSSH's server, then one behind dropbear."""
-    yield from start(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
@@ -253,15 +246,11 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "RANKFOLD_TEST": mark}
     command = [*RANKFOLD, "bench", "dense.onnx", "small.onnx", "--device", "pi", "--pairs", "100", "-o", "here.json"]
-    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + WAIT_S
-    while len(added.programs("/files/")) < 4:  # a pair: a shell and Python each
-        assert time.monotonic() < deadline, "no pair has begun"
-        assert parent.poll() is None, "it is over"
-        time.sleep(0.05)
-    os.killpg(parent.pid, signal.SIGINT)
-    _, complaint = parent.communicate(timeout=WAIT_S)
-    assert parent.returncode == 130
+
+    def pair_has_begun() -> bool:
+        return len(added.programs("/files/")) >= 4  # a shell and Python each
+
+    complaint = interrupted(command, environment, folder, pair_has_begun)
     assert complaint.startswith("rankfold: interrupted; nothing half-written is left")
     deadline = time.monotonic() + GONE_S
     while added.programs("/files/") or alive(mark) or connected(added):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -68,22 +69,34 @@ def test_ctrl_c_while_layers_are_timed_leaves_nothing(folder):
     scratch.mkdir()
     command = [*RANKFOLD, "latency-table", "fill", "net.onnx", "--table", str(folder / "table.sqlite")]
     environment = {**os.environ, "TMPDIR": str(scratch), "RANKFOLD_TEST": mark}
-    parent = subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + WAIT_S
-    while len(alive(mark)) < 4 or not list(scratch.glob("rankfold-*/**/*.onnx")):
-        assert time.monotonic() < deadline, "no contest has begun"
-        assert parent.poll() is None, "the table is filled"
-        time.sleep(0.05)
-    os.killpg(parent.pid, signal.SIGINT)
-    _, complaint = parent.communicate(timeout=WAIT_S)
-    assert parent.returncode == 130
+
+    def contest_has_begun() -> bool:
+        return len(alive(mark)) >= 4 and bool(list(scratch.glob("rankfold-*/**/*.onnx")))
+
+    complaint = interrupted(command, environment, folder, contest_has_begun)
     assert complaint.splitlines() == [
         "rankfold: interrupted; nothing half-written is left, and a training run goes on with --resume"
     ]
     assert alive(mark) == []
     assert list(scratch.iterdir()) == []
+
+
+def interrupted(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, has_begun: Callable[[], bool]
+) -> str:
+    """What a command says on stderr when its whole group gets Ctrl-C after it has begun. It must exit 130."""
+    parent = subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + WAIT_S
+    while not has_begun():
+        assert time.monotonic() < deadline, "it has not begun"
+        assert parent.poll() is None, "it is over"
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)
+    _, complaint = parent.communicate(timeout=WAIT_S)
+    assert parent.returncode == 130
+    return complaint
 
 
 def alive(mark: str) -> list[str]:

@@ -21,7 +21,7 @@ from ..damage import distinct
 from ..decompose import truncated_svd
 from ..forms import FORMS, Form
 from ..graphs import copied, drop_unused_initializers, refresh_shapes, serialize
-from ..layers import Layer, layers_of
+from ..layers import layers_of
 from ..passes.bypass import bypass, detours
 from ..passes.factorize import replace
 from ..passes.flush_denormals import count_denormals, flush_denormals
@@ -189,13 +189,16 @@ def in_turn(model: ir.Model, names: Sequence[str], original: Original, tile: int
     Those that there are not any more are left out, and those of a place where one was made.
     """
     errors, places = dict[str, float | None](), set[str]()
-    known = changes(model, original, tile)
+    known: dict[str, Change] | None = None
     for name in names:
+        if len(errors) == most:
+            break
+        known = changes(model, original, tile) if known is None else known
         change = known.get(name)
-        if change is not None and change.place not in places and len(errors) < most:
+        if change is not None and change.place not in places:
             errors[name] = change.apply(model)
             places.add(change.place)
-            known = changes(model, original, tile)
+            known = None  # another graph now
     return errors
 
 
@@ -238,17 +241,18 @@ def _of_chain(model: ir.Model, chain: Chain, original: Original, tile: int) -> I
     if fewer != chain.ranks:
         name, about = f"{chain.name} {_told(chain.ranks)} → {_told(fewer)}", f"ranks cut to the tile of {tile}"
         yield Change(name, about, chain.name, partial(cut, chain=chain, ranks=fewer), macs)
-    kernel, layer = kernel_of(model, chain), original.layers.get(chain.name)
-    if layer is not None and layer.kernel.shape == kernel.shape:
-        yield from _other_forms(chain, kernel, layer, original, tile)
+    yield from _other_forms(chain, kernel_of(model, chain), original, tile)
 
 
 def _on_tile(chain: Chain, tile: int) -> tuple[int, ...]:
     return tuple(rank if rank <= tile else rank // tile * tile for rank in chain.ranks)
 
 
-def _other_forms(chain: Chain, kernel: NDArray, layer: Layer, original: Original, tile: int) -> Iterator[Change]:
+def _other_forms(chain: Chain, kernel: NDArray, original: Original, tile: int) -> Iterator[Change]:
     """The least rank on the tile in each form that loses no more of the first file's kernel than the chain does."""
+    layer = original.layers.get(chain.name)
+    if layer is None or layer.kernel.shape != kernel.shape:
+        return
     lost = float(np.linalg.norm(kernel - layer.kernel) / (np.linalg.norm(layer.kernel) or 1.0))
     if not lost < 1 or layer.pixels is None:
         return  # trained from scratch: the first file's kernel says nothing of it

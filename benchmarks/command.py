@@ -1,13 +1,18 @@
-"""How a benchmark's command ends, and what its rows call the machine."""
+"""What the commands of benchmarks share: this machine's stopwatch and its name in rows, and how a command ends."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from ..devices import probe
+from ..devices.local import LocalTransport
 from ..errors import RankfoldError, complaint
 from ..records import Facts
+from ..runtime.latency import Stopwatch, stopwatch
+from ..runtime.turns import Options
 
 
 @contextmanager
@@ -21,6 +26,13 @@ def in_one_line(interrupted: str = "the same command goes on where it was") -> I
     except KeyboardInterrupt:
         print(complaint(f"interrupted; {interrupted}"), file=sys.stderr)
         sys.exit(130)
+
+
+def stopwatch_here(threads: int = 1, table: Path | None = None) -> Stopwatch:
+    """This machine's, as it is found now."""
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process)
+    return stopwatch(LocalTransport(), facts, Options(threads=threads), table)
 
 
 def machine_of(facts: Facts) -> str:
