@@ -68,6 +68,7 @@ class RegularizerSpec(Part):
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
     `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
     the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `solver` is how singular values are found (`train.proximal`).
     `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
     are faster than dense.
     `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
@@ -78,6 +79,7 @@ class RegularizerSpec(Part):
     alpha: float = Field(default=0.0, ge=0, le=1)
     form: Literal["channel", "input-channel", "spatial", "linear"] = "channel"
     every: int = Field(default=10, gt=0)
+    solver: Literal["gram", "svd", "newton-schulz"] = "gram"
     scale: Literal["folded", "raw"] = "folded"
     relative: bool = False
     groups: Literal["filter", "coupled"] = "filter"

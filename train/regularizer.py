@@ -14,6 +14,7 @@ penalties by their exact proximal operators: low rank first, then groups, an alt
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..export.decompose import energy_of_ranks, numerical_rank, rank_of_share
-from ..export.forms import FORMS, KernelShape, kernel_shape
+from ..export.forms import FORMS, Form, KernelShape, kernel_shape
 from ..export.grid import nearest_rank, strengths_by_time, useful_ranks
 from ..export.tile import nearest_tile, up_to_tile
 from ..records import FormName, LayerSummary, LayerTable, LayerTime
@@ -41,12 +42,14 @@ from .layers import (
     tensorize,
 )
 from .proximal import (
+    SOLVERS,
     DivergedError,
+    Solver,
     nuclear_norm,
     nuclear_norm_prox,
+    singular_values,
     sparse_group_norm,
     sparse_group_prox,
-    svd,
     truncate_rank,
 )
 
@@ -70,6 +73,7 @@ class CompressionAware:
     alpha      share of elementwise sparsity inside the groups; it raises the rank again, so 0 where τ > 0.
     form       how kernels are matricised (`export.forms`); pointwise kernels and linear layers are o×i.
     every      optimizer steps between proximal steps; thresholds use the sum of the step sizes since the last.
+    solver     how singular values are found (`proximal.nuclear_norm_prox`); the last step is exact with any.
     scale      'folded': act on the BatchNorm-folded kernel; 'raw': on the kernel as it is.
     relative   τ is a share of each layer's σ₁, and λ of the mean norm of its live groups (in place of √P_g): one
                strength then means the same in every layer.
@@ -100,6 +104,7 @@ class CompressionAware:
         alpha: float = 0.0,
         form: str = "channel",
         every: int = 10,
+        solver: Solver = "gram",
         scale: Scale = "folded",
         relative: bool = False,
         groups: Literal["filter", "coupled"] = "filter",
@@ -119,6 +124,8 @@ class CompressionAware:
             raise InputError(f"unknown groups '{groups}'; use 'filter' or 'coupled'")
         if groups == "coupled" and example_input is None:
             raise InputError("groups='coupled' needs an example_input, to follow the channels through the model")
+        if solver not in SOLVERS:
+            raise InputError(f"unknown solver '{solver}'; use one of {', '.join(SOLVERS)}")
         if form not in FORMS:
             raise InputError(f"unknown form '{form}'; use one of {', '.join(FORMS)}")
         for name, value in (("low_rank", low_rank), ("group", group)):
@@ -128,6 +135,7 @@ class CompressionAware:
             raise InputError("every and tile must be 1 or more, alpha within 0..1, energy within 0..1 and above 0")
         self.low_rank, self.group, self.alpha = low_rank, group, alpha
         self.every, self.form = every, form
+        self.solver: Solver = solver
         self.scale: Scale = scale
         self.relative = relative
         self.start_at, self.hold_at, self.hold_macs = start_at, hold_at, hold_macs
@@ -175,7 +183,7 @@ class CompressionAware:
         """Call after every `optimizer.step()`; takes a proximal step when one is due and says whether it did."""
         due = self._steps > self.start_at and self._steps % self.every == 0 and any(self._pending)
         if due:
-            self._act()
+            self._act(self.solver)
         if self._held is None and self._is_small_enough(due):
             self.hold()
         return due
@@ -273,29 +281,55 @@ class CompressionAware:
         now, dense = self.macs()
         return now <= self.hold_macs * dense
 
-    def _act(self) -> None:
-        for layer in self.layers.values():
+    def _act(self, solver: Solver = "gram") -> None:
+        if self._held is not None:
+            for layer in self.layers.values():
+                layer.kill(self._held[layer.name].dead)
+        kernels = {layer.name: layer.kernel(self.scale) for layer in self.layers.values()}
+        for (_, exempt, rank), names in self._alike(kernels).items():
+            matrices = torch.stack([matricize(self._form(name), kernels[name]) for name in names])
             try:
-                if self._held is not None:
-                    self._project(layer, self._held[layer.name])
+                if rank is not None:
+                    changed = truncate_rank(matrices, rank, solver=solver)
                 else:
-                    self._shrink_rank(layer)
+                    cut = torch.tensor([self._cut(name) for name in names], dtype=torch.float64)
+                    changed = nuclear_norm_prox(
+                        matrices, cut.to(matrices.device), exempt, relative=self.relative, solver=solver
+                    )
             except DivergedError as error:
-                raise DivergedError(f"layer '{layer.name}', step {self._steps}: {error}") from error
+                ill = next(name for name in names if not torch.isfinite(kernels[name]).all())
+                raise DivergedError(f"layer '{ill}', step {self._steps}: {error}") from error
+            for name, matrix in zip(names, changed, strict=True):
+                kernels[name] = tensorize(self._form(name), matrix, kernels[name])
+        for layer in self.layers.values():
+            layer.write(kernels[layer.name], self.scale)
         for family in self._families:
             if self._held is None:
                 self._shrink_groups(family)
             family.kill(~family.live(), self._optimizer)
         self._pending = [0.0] * len(self._pending)
 
-    def _shrink_rank(self, layer: Layer) -> None:
-        kernel, form = layer.kernel(self.scale), layer.form
-        if self._tau[layer.name] and form:
-            matrix = matricize(form, kernel)
-            exempt = self._useful.get(layer.name, [self._exempt])[0]
-            shrunk = nuclear_norm_prox(matrix, self._threshold(layer, matrix), exempt)
-            kernel = tensorize(form, shrunk, kernel)
-        layer.write(kernel, self.scale)
+    def _alike(self, kernels: Mapping[str, Tensor]) -> dict[tuple[torch.Size, int, int | None], list[str]]:
+        """The layers whose ranks fall now, those that are decomposed together under one key: the shape of the matrix,
+        the singular values exempt from shrinkage, and the rank where it is held.
+        """
+        found: dict[tuple[torch.Size, int, int | None], list[str]] = defaultdict(list)
+        for name, layer in self.layers.items():
+            rank = self._held[name].rank if self._held is not None else None
+            if layer.form is None or (rank is None and (self._held is not None or not self._tau[name])):
+                continue
+            exempt = self._useful.get(name, [self._exempt])[0] if rank is None else 0
+            found[matricize(layer.form, kernels[name]).shape, exempt, rank].append(name)
+        return found
+
+    def _form(self, name: str) -> Form:
+        form = self.layers[name].form
+        assert form is not None, "a layer without a form is not decomposed"
+        return form
+
+    def _cut(self, name: str) -> float:
+        """By how much the singular values of a layer fall now, or by which share of σ₁."""
+        return self._step_size(self.layers[name]) * self._tau[name]
 
     def _shrink_groups(self, family: Family) -> None:
         strength = self._strength(family) * self._step_size(family.members[0][0])
@@ -325,19 +359,7 @@ class CompressionAware:
     def _step_size(self, layer: Layer) -> float:
         return self._pending[self._lr_group[layer.name]]
 
-    def _threshold(self, layer: Layer, matrix: Tensor) -> float:
-        unit = float(torch.linalg.matrix_norm(matrix, 2)) if self.relative else 1.0
-        return self._step_size(layer) * self._tau[layer.name] * unit
-
     # --- holding --------------------------------------------------------------------------------------------
-
-    def _project(self, layer: Layer, held: Held) -> None:
-        layer.kill(held.dead)
-        kernel = layer.kernel(self.scale)
-        form = layer.form
-        if held.rank is not None and form is not None:
-            kernel = tensorize(form, truncate_rank(matricize(form, kernel), held.rank), kernel)
-        layer.write(kernel, self.scale)
 
     def _dead_at_hold(self, family: Family) -> Tensor:
         """The dead groups, and the weakest of those above the nearest multiple of the tile."""
@@ -369,7 +391,7 @@ class CompressionAware:
 
     def _rank(self, matrix: Tensor) -> tuple[int, int, float]:
         """(rank kept at `energy`, full rank, share of Σσ kept)."""
-        values = svd(matrix)[1].double().cpu().numpy()
+        values = singular_values(matrix).cpu().numpy()
         rank, shares = max(1, numerical_rank(values, matrix.shape)), energy_of_ranks(values)
         if self.energy < 1:
             rank = min(rank, rank_of_share(shares, self.energy))

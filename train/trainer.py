@@ -165,7 +165,7 @@ def train(
         if position == 0:
             order = batch_order(len(labels), seed, epoch)
         started = time.perf_counter()
-        chosen = torch.from_numpy(order[position * spec.batch_size : (position + 1) * spec.batch_size])
+        chosen = torch.from_numpy(order[position * spec.batch_size : (position + 1) * spec.batch_size]).to(device)
         batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step))
         batch = batch.contiguous(memory_format=torch.channels_last)
 
@@ -179,11 +179,13 @@ def train(
                 with torch.no_grad():
                     wanted = teacher(batch)
                 loss = distilled(loss, logits, wanted, distill.weight, distill.temperature)
-        if not torch.isfinite(loss):
-            raise DivergedError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        right = (logits.argmax(1) == labels[chosen]).sum()
+        value, correct = torch.stack([loss.detach().double(), right.double()]).tolist()  # the one wait for a device
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} at step {run.step}; lower the learning rate")
 
         before_proximal = time.perf_counter()
         run.step += 1
@@ -192,8 +194,8 @@ def train(
             if run.step == steps:
                 regularizer.finish()
         run.sums.proximal_s += time.perf_counter() - before_proximal
-        run.sums.loss += loss.item() * len(chosen)
-        run.sums.correct += int((logits.argmax(1) == labels[chosen]).sum())
+        run.sums.loss += value * len(chosen)
+        run.sums.correct += round(correct)
         run.sums.seen += len(chosen)
         run.sums.epoch_s += time.perf_counter() - started
 
@@ -204,7 +206,7 @@ def train(
             save()
             saved = time.monotonic()
         pace = (time.perf_counter() - began) / (run.step - first_step)
-        on_progress(Progress(run.step, steps, loss.item(), (steps - run.step) * pace, row))
+        on_progress(Progress(run.step, steps, value, (steps - run.step) * pace, row))
 
     last = run.history[-1]
     record = TrainRecord(
@@ -279,6 +281,7 @@ def _regularizer(
         alpha=spec.alpha,
         form=spec.form,
         every=spec.every,
+        solver=spec.solver,
         scale=spec.scale,
         relative=spec.relative,
         groups=spec.groups,
