@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 
-def train_all(todo: list[Job], data: Path | None, workers: int) -> None:
-    """Train what is not done, `workers` at a time with one thread each: faster than one after the other."""
+def train_all(todo: list[Job], data: Path | None, count: int) -> None:
+    """Train what is not done, `count` at a time with one thread each: faster than one after the other."""
     todo = [job for job in todo if not job.is_done()]
     if not todo:
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, _workers(workers, context) as pool, bars() as new_bar:
+    with context.Manager() as manager, workers(count, context) as pool, bars() as new_bar:
         queue: Queue[tuple[str, int, int, float, str]] = manager.Queue()
         running = [pool.submit(_train_one, job, data, queue) for job in todo]
         shown: dict[str, Any] = {}
@@ -41,23 +41,23 @@ def train_all(todo: list[Job], data: Path | None, workers: int) -> None:
         except BrokenProcessPool as error:
             raise DeviceError("a training process was killed; free memory, then give the same command") from error
         finally:
-            _stop(pool, todo)
+            ended(pool, [job.folder for job in todo])
 
 
-def _workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
+def workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
     """Ctrl-C reaches the whole process group: the workers leave it to us."""
     return ProcessPoolExecutor(count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
-def _stop(pool: ProcessPoolExecutor, jobs: list[Job]) -> None:
+def ended(pool: ProcessPoolExecutor, folders: list[Path]) -> None:
     """End what still runs (after a failure or Ctrl-C; checkpoints stay), and what it was writing."""
-    workers = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers(), nothing before
+    running = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers(), nothing before
     pool.shutdown(cancel_futures=True, wait=False)
-    for worker in workers:
+    for worker in running:
         worker.terminate()
         worker.join()
-    for job in jobs:
-        remove_unfinished(job.folder)
+    for folder in folders:
+        remove_unfinished(folder)
 
 
 def _show_one(queue: Queue[tuple[str, int, int, float, str]], shown: dict[str, Any], new_bar: Callable) -> None:

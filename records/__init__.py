@@ -65,6 +65,7 @@ from .results import (
     OneShotRow,
     PlannedRow,
     ResultRow,
+    TrainedRow,
     TuningRow,
     VariantSpec,
 )
@@ -153,6 +154,7 @@ __all__ = [
     "Sha256",
     "Sustained",
     "TrainRecord",
+    "TrainedRow",
     "Tuned",
     "TuningRow",
     "Variant",

@@ -182,6 +182,33 @@ class PlannedRow(Record):
     train_s: float
 
 
+class TrainedRow(Record):
+    """A small network of a published one, trained on: a line of docs/results/trained.jsonl. Sizes are shares of the
+    published network's, and times are in comparison with it, once measured. Format 1: first version.
+    """
+
+    model: str
+    network: str = Field(description="how it came about: benchmarks/trained.py")
+    config_hash: str
+    seed: int
+    epochs: float
+    weight: float = Field(description="of distillation")
+    n: int
+    dense_accuracy: float
+    start_accuracy: float
+    validation_accuracy: float
+    test_accuracy: float
+    device: str = Field(description="that it learned on")
+    train_s: float
+    macs: float | None = None
+    parameters: float | None = None
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threads: int | None = None
+    machine: str | None = Field(default=None, description="processor and onnxruntime that it was timed on")
+
+
 class ChoosingRow(Record):
     """One answer of benchmarks/choosing.py: a line of docs/results/choosing.jsonl. Format 1: first version."""
 

@@ -26,7 +26,7 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
 
 def build(spec: ModelSpec, in_channels: int, classes: int) -> nn.Module:
     """The network that a recipe names; `package.module:factory` is imported and called the same way."""
-    factory = BUILT_IN.get(spec.name) or _imported(spec.name)
+    factory = BUILT_IN.get(spec.name) or imported(spec.name)
     try:
         model = factory(in_channels=in_channels, classes=classes, **spec.arguments)
     except (TypeError, ValueError) as error:
@@ -36,7 +36,8 @@ def build(spec: ModelSpec, in_channels: int, classes: int) -> nn.Module:
     return model
 
 
-def _imported(name: str) -> Callable[..., nn.Module]:
+def imported(name: str) -> Callable[..., nn.Module]:
+    """The factory that `package.module:factory` names."""
     module_name, _, attribute = name.partition(":")
     if not attribute:
         raise InputError(f"unknown model '{name}'; use one of {', '.join(BUILT_IN)} or package.module:factory")
