@@ -109,7 +109,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Of this training alone."""
-        return self.work / f"{self.model}-{self.network.name}-{self.config_hash}-{self.seed}"
+        return self.work / f"{self.model}-{self.network.name.replace(' ', '-')}-{self.config_hash}-{self.seed}"
 
     def recipe(self, data: Path) -> Recipe:
         """What `rankfold train` would be given as a file."""
