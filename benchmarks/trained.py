@@ -380,14 +380,14 @@ def main() -> None:
 
 
 def _jobs(given: argparse.Namespace) -> list[Job]:
-    """All seeds of a network one after the other, network by network."""
+    """All networks of a seed before the next seed."""
     networks = [one for one in networks_of(given.plans) if not given.only or one.name.startswith(tuple(given.only))]
     if not networks:
         raise InputError(f"--only: no network begins with {', '.join(given.only)}; see --help")
     return [
         Job(network, seed, given.weight, given.epochs, given.model, given.weights, given.work)
-        for network in networks
         for seed in given.seeds
+        for network in networks
     ]
 
 
