@@ -123,7 +123,6 @@ def train(
         lr=spec.lr,
         momentum=spec.momentum,
         nesterov=spec.momentum > 0,
-        fused=device.type == "cuda",
     )
     scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
     regularizer = _regularizer(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
@@ -159,10 +158,8 @@ def train(
 
     images, labels = _on_device(data, data.train, device)
     order = batch_order(len(labels), seed, run.step // per_epoch)
-    model.train()
-    full = (spec.batch_size, *data.image_shape)
-    forward, teach = _captured(model, full, spec), teacher and _captured(teacher, full, spec)
     began, first_step, saved = time.perf_counter(), run.step, time.monotonic()
+    model.train()
     while run.step < steps:
         epoch, position = divmod(run.step, per_epoch)
         if position == 0:
@@ -176,11 +173,11 @@ def train(
             group["lr"] = learning_rate(spec, run.step, steps)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, enabled=scaler.is_enabled()):
-            logits = forward(batch)
+            logits = model(batch)
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
-            if teach is not None and distill.weight:
+            if teacher is not None and distill.weight:
                 with torch.no_grad():
-                    wanted = teach(batch)
+                    wanted = teacher(batch)
                 loss = distilled(loss, logits, wanted, distill.weight, distill.temperature)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -232,31 +229,6 @@ def train(
     )
     record.write(run_dir / RECORD)
     return record
-
-
-class _Pass(nn.Module):
-    """A network's pass as a module of its own, to be captured while the network stays as it is."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.model(batch)
-
-
-def _captured(model: nn.Module, shape: tuple[int, ...], spec: OptimizerSpec) -> Callable[[Tensor], Tensor]:
-    """`model`; on a GPU, for batches of this shape, as a CUDA graph of its pass and the way back: kernels of small
-    networks take less time than it takes to launch them one by one.
-    """
-    parameters = list(model.parameters())
-    if parameters[0].device.type != "cuda" or spec.mixed_precision:
-        return model
-    learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    example = torch.zeros(shape, device=parameters[0].device).contiguous(memory_format=torch.channels_last)
-    graphed = torch.cuda.make_graphed_callables(_Pass(model).train(model.training), (example,))
-    model.load_state_dict(learned)  # capturing runs it a few times: BatchNorm's statistics are not to learn from that
-    return lambda batch: graphed(batch) if batch.shape == shape else model(batch)
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
