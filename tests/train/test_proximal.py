@@ -8,9 +8,11 @@ import torch
 from scipy.optimize import minimize
 
 from rankfold.train.proximal import (
+    SOLVERS,
     DivergedError,
     nuclear_norm,
     nuclear_norm_prox,
+    singular_values,
     soft_threshold,
     sparse_group_norm,
     sparse_group_prox,
@@ -19,6 +21,7 @@ from rankfold.train.proximal import (
 )
 
 EXACT = 1e-9  # float64: a handful of roundings on numbers near 1
+FLOAT = 2e-6  # float32: some roundings on numbers near 1
 OPTIMISER = 1e-4  # what L-BFGS reaches on a smoothed objective
 
 
@@ -95,6 +98,57 @@ def test_truncation_meets_eckart_young(rank):
     assert error == pytest.approx(float(svd(given)[1][rank:].square().sum().sqrt()), abs=EXACT)
 
 
-def test_nan_is_refused():
+def decaying(*shape: int, seed: int = 0) -> torch.Tensor:
+    """float32 matrices with singular values from 1 down to a thousandth."""
+    left, values, right = torch.linalg.svd(
+        torch.from_numpy(np.random.default_rng(seed).normal(size=shape)), full_matrices=False
+    )
+    return ((left * torch.logspace(0, -3, values.shape[-1], dtype=left.dtype)) @ right).float()
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (20, 20), (3, 24, 72)])
+@pytest.mark.parametrize("exempt", [0, 4])
+def test_the_gram_matrix_says_what_an_svd_in_float64_does(shape, exempt):
+    given = decaying(*shape)
+    exact = nuclear_norm_prox(given.double(), 0.05, exempt).float()
+    torch.testing.assert_close(nuclear_norm_prox(given, 0.05, exempt), exact, atol=FLOAT, rtol=0)
+    torch.testing.assert_close(truncate_rank(given, 5), truncate_rank(given.double(), 5).float(), atol=FLOAT, rtol=0)
+    torch.testing.assert_close(singular_values(given), svd(given.double())[1], atol=FLOAT, rtol=0)
+
+
+def test_shrunk_singular_values_are_gone_to_the_last_digit_of_float32():
+    found = singular_values(nuclear_norm_prox(decaying(32, 64), 0.05))
+    kept = int((singular_values(decaying(32, 64)) > 0.05).sum())
+    assert 0 < kept < 32
+    assert float(found[kept:].max()) < FLOAT
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_matrices_of_one_shape_go_together_each_with_its_own_threshold(solver):
+    given, cuts = torch.stack([decaying(12, 30, seed=seed) for seed in range(3)]), torch.tensor([0.02, 0.1, 0.4])
+    together = nuclear_norm_prox(given, cuts, relative=True, solver=solver)
+    for one, cut, found in zip(given, cuts, together, strict=True):
+        alone = nuclear_norm_prox(one, float(cut), relative=True, solver=solver)
+        torch.testing.assert_close(found, alone, atol=10 * FLOAT, rtol=0)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.1])
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16)])
+def test_newton_and_schulz_shrink_smoothly(shape, threshold):
+    given = decaying(*shape)
+    left, values, right = svd(given.double())
+    wanted = values - threshold * values / (values.square() + threshold**2).sqrt()
+    found = nuclear_norm_prox(given, threshold, solver="newton-schulz")
+    torch.testing.assert_close(found, ((left * wanted) @ right).float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_zeros_stay_zeros(solver):
+    given = torch.zeros(2, 4, 6)
+    assert torch.equal(nuclear_norm_prox(given, 0.1, relative=True, solver=solver), given)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_nan_is_refused(solver):
     with pytest.raises(DivergedError, match="NaN or infinity"):
-        svd(torch.tensor([[1.0, float("nan")]]))
+        nuclear_norm_prox(torch.tensor([[1.0, float("nan")]]), 0.1, solver=solver)

@@ -14,7 +14,7 @@ from rankfold.errors import InputError
 from rankfold.records import LayerTable, LayerTime
 from rankfold.train.checkpoint import Checkpoint
 from rankfold.train.layers import matricize
-from rankfold.train.proximal import nuclear_norm_prox, svd
+from rankfold.train.proximal import DivergedError, nuclear_norm_prox, singular_values, svd
 from rankfold.train.regularizer import CompressionAware
 
 CLOSE = 1e-4  # float32 SVDs of matrices with norms near 1, written back through a division
@@ -89,6 +89,31 @@ def test_the_step_moves_scale_into_gamma_and_leaves_the_filters_norms():
     torch.testing.assert_close(model.conv1.weight.flatten(1).norm(dim=1), norms, atol=CLOSE, rtol=CLOSE)
     assert (model.bn1.weight.abs() <= gamma.abs() + CLOSE).all()
     assert not torch.equal(model.bn1.weight, gamma)
+
+
+def test_an_approximate_solver_lowers_no_rank_before_the_last_step():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=2.0, every=1, relative=True, solver="newton-schulz")
+    full = {layer.name: layer.full_rank for layer in regularizer.summary()}
+    before = singular_values(model.fc.weight.detach())
+    idle_steps(model, optimizer, regularizer, 1)
+    assert float(singular_values(model.fc.weight.detach())[0]) < float(before[0])
+    assert {layer.name: layer.rank for layer in regularizer.summary()} == full
+    regularizer.finish()  # nothing is pending: exact, and no smaller
+    idle_steps(model, optimizer, regularizer, 1)
+    optimizer.step()
+    regularizer.finish()
+    assert all(layer.rank < layer.full_rank for layer in regularizer.summary())
+
+
+def test_a_layer_that_is_not_finite_is_named():
+    model = network()
+    optimizer = sgd(model)
+    regularizer = CompressionAware(model, optimizer, low_rank=0.4, every=1, scale="raw")
+    model.conv2.weight.data[0] = float("inf")
+    with pytest.raises(DivergedError, match="layer 'conv2', step 1"):
+        idle_steps(model, optimizer, regularizer, 1)
 
 
 def test_relative_threshold_is_a_share_of_the_largest_singular_value():
