@@ -62,9 +62,11 @@ def _plain(function: Callable[[Subject], Found]) -> Asked:
     return ask
 
 
+NARROWED = ("resnet20", "mobilenetv2")  # those that ranks alone do not make twice as fast
 SERVED = "served"  # whole networks are timed after runs of their own since then: older rows no longer count
 QUESTIONS = (
     Question("budget", _plain(questions.budget), SERVED),
+    Question("budget", _plain(partial(questions.budget, widths=True)), f"{SERVED}, with widths", NARROWED),
     Question("fill", _plain(questions.fill)),
     Question("neighbours", _plain(questions.beside), f"{SERVED}, and exchanges of any step"),
     Question("in-place", _plain(questions.in_place), SERVED),

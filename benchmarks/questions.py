@@ -35,11 +35,11 @@ BEST, PAIRS = 5, 16  # of those measured again, in so many launch pairs
 SHARES, DRAWN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4), 4  # plans whose time is foretold: for these budgets, and by chance
 
 
-def budget(subject: Subject) -> Found:
+def budget(subject: Subject, *, widths: bool = False) -> Found:
     """`compress --budget 0.5`, all of it: shares of the original's time, measured in launch pairs and predicted; or why
-    not, with the least that any choice reaches.
+    not, with the least that any choice of ranks reaches. With `widths` as with --widths.
     """
-    wish = Wish(AUTO_FORMS, time=Budget(share=SHARE), tile=subject.tile)
+    wish = Wish(AUTO_FORMS, time=Budget(share=SHARE), widths=widths, tile=subject.tile)
     job = Job(wish, subject.data, report=subject.report, watch=subject.watch)
     with TemporaryDirectory(dir=subject.folder) as folder:
         try:

@@ -234,8 +234,9 @@ class _Chooser:
 
     def _infeasible(self, share: float) -> str:
         search = self._search
+        remedy = "allow more time" if search.narrows else "allow more time, or let channels go with --widths"
         return (
             f"expected at most {share:.3f} of the original's time, found {search.fastest.ratio:.3f} "
             f"({1 / search.fastest.ratio:.2f}× as fast) with every layer in its fastest way, whatever the damage; the "
-            f"layers that take most: {', '.join(search.slowest(search.fast, 3))}; allow more time"
+            f"layers that take most: {', '.join(search.slowest(search.fast, 3))}; {remedy}"
         )

@@ -90,6 +90,11 @@ class Search:
             self.fast, self.fastest = Draft({}, whole), in_factors
         report("timing whole networks", 3, 3)
 
+    @property
+    def narrows(self) -> bool:
+        """Whether channels may go as well."""
+        return self._widths is not None
+
     # --- choosing -------------------------------------------------------------------------------------------
 
     def least(self, minimise: str, limits: Mapping[str, float] | None = None) -> Draft:
