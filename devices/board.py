@@ -470,10 +470,9 @@ def operators(request: dict[str, Any]) -> dict[str, Any]:
             return per_node(json.load(file), request["runs"])
 
 
-def outputs(request: dict[str, Any]) -> dict[str, Any]:
-    """What a model puts out for the arrays of the npz file `request["inputs"]`."""
-    session = open_session(request, find_provider(request["provider"]))
-    found = session.run(None, make_feed(session.get_inputs(), request))
+def outputs(session: Any, path: str) -> dict[str, Any]:
+    """What a model puts out for the arrays of an npz file."""
+    found = session.run(None, read_feed(session.get_inputs(), path))
     if not all(getattr(array, "dtype", None) is not None and array.dtype.kind in "fiub" for array in found):
         raise Refused("expected tensors of numbers as outputs")
     return {
@@ -609,6 +608,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever the runtime prints goes to stderr, never between two answers
     threading.Thread(target=end_when_alone, args=(answers.fileno(),), daemon=True).start()
     server: Server | None = None
+    loaded: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -619,6 +619,11 @@ def main() -> None:
                 answer = server.block(request["runs"], request["dropped"], request["rest"])
             elif request["command"] == "paced" and server is not None:
                 answer = server.paced(request["rate_hz"], request["frames"])
+            elif request["command"] == "load":
+                loaded = open_session(request, find_provider(request["provider"]))
+                answer = {}
+            elif request["command"] == "outputs" and loaded is not None:
+                answer = outputs(loaded, request["inputs"])
             else:
                 commands = {
                     "outfit": outfit,
@@ -626,7 +631,6 @@ def main() -> None:
                     "weather": weather,
                     "operators": operators,
                     "contest": contest,
-                    "outputs": outputs,
                 }
                 answer = commands[request["command"]](request)
         except Refused as error:

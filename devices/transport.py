@@ -151,9 +151,14 @@ def contest(process: BoardProcess, request: dict[str, Any], rounds: int, seconds
     return found
 
 
-def outputs(process: BoardProcess, request: dict[str, Any]) -> list[NDArray]:
-    """What a model puts out for the npz file `request["inputs"]`; else as for `serve`."""
-    answer = process.ask({"command": "outputs", **request}, LOAD_LIMIT_S)
+def load_model(process: BoardProcess, request: dict[str, Any]) -> None:
+    """Load a model that is asked for its outputs, not for its time; `request` as for `serve`."""
+    checked(Part, process.ask({"command": "load", **request}, LOAD_LIMIT_S))
+
+
+def outputs(process: BoardProcess, inputs: str) -> list[NDArray]:
+    """What the loaded model puts out for an npz file there."""
+    answer = process.ask({"command": "outputs", "inputs": inputs}, LOAD_LIMIT_S)
     return [tensor.array() for tensor in checked(Outputs, answer).outputs]
 
 
