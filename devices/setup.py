@@ -17,7 +17,7 @@ from .transport import Outfit
 _LIMIT_S = 1200.0  # to unpack 100 MB on a slow card
 # Whole or not at all; without ensurepip, which Debian keeps in a package of its own.
 _MAKE = """
-made={venv}.part; rm -rf "$made"; "$python" -m venv --without-pip "$made" || exit
+made={venv}.part; trap 'rm -rf "$made"' EXIT; rm -rf "$made"; "$python" -m venv --without-pip "$made" || exit
 "$made/bin/python" - {archive} <<'END' || exit
 import sys, sysconfig, tarfile
 with tarfile.open(sys.argv[1]) as packages:
