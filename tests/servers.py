@@ -154,11 +154,13 @@ def changed(folder: Path, change: str) -> str:
     forger = folder / "forger.py"
     forger.write_text(
         "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('board', sys.argv[1])\n"
+        "spec = importlib.util.spec_from_file_location('board', sys.argv.pop(1))\n"
         "board = importlib.util.module_from_spec(spec)\n"
         f"spec.loader.exec_module(board)\n{change}\nboard.main()\n"
     )
-    return interpreter(folder, f'test "$1" = -c && exec {sys.executable} "$@"; exec {sys.executable} -I {forger} "$2"')
+    return interpreter(
+        folder, f'test "$1" = -c && exec {sys.executable} "$@"; shift; exec {sys.executable} -I {forger} "$@"'
+    )
 
 
 def on(kind: str) -> pytest.MarkDecorator:

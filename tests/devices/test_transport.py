@@ -72,6 +72,7 @@ def test_a_forged_block_is_a_device_error(change: dict[str, Any], match: str):
         ({"providers": []}, "malformed: 'providers'"),
         ({"warmup_s": []}, "malformed: 'warmup_s'"),
         ({"peak_rss_bytes": 0}, "malformed: 'peak_rss_bytes'"),
+        ({"peak_rss_bytes": 10**400}, "malformed: 'peak_rss_bytes'"),
         ({"input_shapes": {"x": [0]}}, r"malformed: 'input_shapes\.x\.0'"),
         ({"providers": ["x" * 1000]}, r"malformed: 'providers\.0'"),
     ],
