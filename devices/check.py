@@ -35,7 +35,7 @@ def check(card: Card) -> Iterator[Finding]:
     """What there is to say of a board, as it is found out; what fails early ends it."""
     try:
         transport = transport_of(card)
-        if isinstance(transport, SshTransport):
+        if isinstance(transport, SshTransport) and card.runner is None:
             began = time.monotonic()
             version = transport.python_version()
             yield Finding("connection", "ok", f"a command takes {time.monotonic() - began:.2f} s")
@@ -63,7 +63,8 @@ def outfit(process: BoardProcess, card: Card) -> Outfit:
 
 
 def _installed(card: Card, found: Outfit) -> Iterator[Finding]:
-    yield Finding("python", "ok", f"{found.python_version}, {found.libc or 'an unknown C library'}")
+    if card.runner is None:
+        yield Finding("python", "ok", f"{found.python_version}, {found.libc or 'an unknown C library'}")
     missing = [name for name, version in found.versions.items() if version is None]
     for name, version in found.versions.items():
         setup = f"rankfold devices setup {card.name}"

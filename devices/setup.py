@@ -31,6 +31,10 @@ def set_up(card: Card, tell: Callable[[str], None]) -> Outfit:
     """Install what is missing to measure there, and say what is installed then. DeviceError where it cannot be."""
     if card.transport != "ssh":
         raise InputError(f"device '{card.name}' is this machine; install numpy and onnxruntime here with pip")
+    if card.runner is not None:
+        raise InputError(
+            f"device '{card.name}' has a runner of its own, {card.runner}; build it with another onnxruntime"
+        )
     board = SshTransport(card, bare=True)
     with board.launch() as process:
         before = outfit(process, card)

@@ -90,9 +90,13 @@ class SshTransport:
         _hang_up_at_end(*self._options(), *self._address())
 
     def launch(self) -> ChildProcess:
-        """Start board.py there; leaving the process's context ends it, and so does the end of the connection."""
-        run = f'"$python" -I {shlex.quote(self.place(BOARD))}; exit $?'  # by the shell, which has a status for a signal
-        return ChildProcess(self._command(self.interpreter + run), self._death, _PATIENCE_S)
+        """Start board.py or the runner; leaving the process's context ends it, as does the end of the connection."""
+        if self.card.runner is None:
+            run = f'{self.interpreter}"$python" -I {shlex.quote(self.place(BOARD))}'
+        else:
+            run = shlex.quote(self.card.runner)
+        script = f"{run}; exit $?"  # by the shell, which has a status for a signal
+        return ChildProcess(self._command(script), self._death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""

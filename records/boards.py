@@ -19,7 +19,8 @@ class Card(Part):
 
     `host` may be an alias of the user's ~/.ssh/config, or of `ssh_config` (a file here); what is not given is left to
     that. `workdir` is a folder there, relative to the home folder unless it begins with a slash; `python` an
-    interpreter there. Format 1: first version; with transport ssh came `host` to `workdir`.
+    interpreter there, `runner` a program that answers instead, as docs/board.c does. Format 1: first version; with
+    transport ssh came `host` to `workdir`, then `runner`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -30,6 +31,7 @@ class Card(Part):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ssh_config: BoardPath | None = None
     python: BoardPath = "python3"
+    runner: BoardPath | None = None
     workdir: BoardPath = ".cache/rankfold"
     expected_architecture: str | None = None
     tested: str = Field(description="date of the last boot by a person, or 'never'")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from rankfold.devices import card, local, ssh, wheels
@@ -25,7 +27,7 @@ from rankfold.devices.transport import Outfit, Session
 from rankfold.records import Bench, Explanation, Pair, Plan
 from rankfold.runtime import latency, measure, serving, turns
 
-from .conftest import SOAK
+from .conftest import ROOT, SOAK
 from .export.explain.test_matching import network
 from .making import RANKFOLD
 from .servers import Server, changed, interpreter, on
@@ -288,6 +290,45 @@ def test_what_a_board_says_is_shown_and_never_obeyed(board: Server, folder: Path
         assert not [c for c in page if not c.isprintable() and c != "\n"], name
     assert not list(folder.rglob("here"))
     assert not list(board.home.rglob("here"))
+
+
+@on("dropbear")
+def test_a_board_without_python_has_a_runner_in_c(board: Server, folder: Path, call):
+    runner = compiled(folder)
+    assert call(f"devices add pi --like x86-64 --runner {runner} {options(board, python='/no/python')}")[0] == 0
+    code, said, err = call("devices check pi")
+    assert code == 0, err
+    assert f"ok       onnxruntime  {onnxruntime.__version__}" in said
+    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 2")
+    assert code == 0, err
+    record = Bench.read(folder / "bench.json")
+    assert record.context.facts.python_version == "none"
+    assert record.context.input_shapes == {"input": [1, 3, 16, 16]}
+    assert 1 < record.comparisons[0].ratio < 3, "16 channels less of 32"
+    for line, why in {
+        "bench small.onnx --device pi --threads 2": "it runs one thread only",
+        "bench small.onnx --device pi --shape input:1x3x16x16": "it takes no --shape",
+        "latency-table fill small.onnx --device pi": "a runner in C does not know: contest",
+        "devices setup pi": "has a runner of its own",
+    }.items():
+        code, _, err = call(line)
+        assert code == 2
+        assert why in err
+    assert board.programs(runner) == []
+
+
+def compiled(folder: Path) -> str:
+    """docs/board.c against the library in onnxruntime's own wheel."""
+    compiler, capi = shutil.which("cc"), Path(onnxruntime.__file__).parent / "capi"
+    libraries = list(capi.glob("libonnxruntime.so.*"))
+    if compiler is None or not libraries:
+        pytest.skip("docs/board.c needs a C compiler and a wheel of onnxruntime that has libonnxruntime.so")
+    (folder / "libonnxruntime.so.1").symlink_to(libraries[0])
+    header = os.environ.get("ONNXRUNTIME_INCLUDE") or ROOT / "tests" / "devices" / "capi"
+    command = [compiler, "-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", ROOT / "docs" / "board.c"]
+    command += ["-I", header, "-L", folder, "-l:libonnxruntime.so.1", "-Wl,-rpath,$ORIGIN", "-o", folder / "runner"]
+    subprocess.run(command, check=True)
+    return str(folder / "runner")
 
 
 @on("sshd")
