@@ -24,7 +24,9 @@
 
 #define MOST_INPUTS 64
 #define MOST_AXES 16
+#ifndef WARMUP_S
 #define WARMUP_S 0.5
+#endif
 #define MOST_WARMUP 100000
 
 static const OrtApi *api;

@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ import pytest
 
 from rankfold.devices import card, local, ssh, wheels
 from rankfold.devices.transport import Outfit, Session
-from rankfold.records import Bench, Explanation, Pair, Plan
+from rankfold.records import Bench, Done, Explanation, Pair, Plan
 from rankfold.runtime import latency, measure, serving, turns
 
 from .conftest import ROOT, SOAK
@@ -317,6 +318,38 @@ def test_a_board_without_python_has_a_runner_in_c(board: Server, folder: Path, c
     assert board.programs(runner) == []
 
 
+@on("dropbear")
+def test_a_runner_that_is_killed_costs_no_pair_that_was_done(board: Server, folder: Path, call):
+    runner, part = compiled(folder), folder / "bench.json.part"
+    assert call(f"devices add pi --like x86-64 --runner {runner} {options(board)}")[0] == 0
+    killing = threading.Thread(target=kill_after_a_pair, args=(board, runner, part))
+    killing.start()
+    code, said, err = call("bench dense.onnx small.onnx --device pi --pairs 4")
+    killing.join()
+    assert (code, said) == (3, "")
+    assert "was killed by SIGKILL" in err
+    assert err.endswith("pairs are kept in bench.json.part, the same command with --resume goes on after them\n")
+    first = Done.model_validate_json(part.read_text().splitlines()[1])
+    assert not (folder / "bench.json").exists()
+    assert call("bench dense.onnx small.onnx --device pi --pairs 3 --resume")[0] == 2
+    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 4 --resume")
+    assert code == 0, err
+    record = Bench.read(folder / "bench.json")
+    assert [pair.seed for pair in record.pairs] == [0, 1, 2, 3]
+    assert record.pairs[0] == first.pair
+    assert not part.exists()
+    assert board.programs(runner) == []
+
+
+def kill_after_a_pair(board: Server, runner: str, part: Path) -> None:
+    """A shell and a runner each; the runner came after its shell."""
+    deadline = time.monotonic() + 60
+    alive: list[int] = []
+    while not (part.exists() and len(alive) == 4) and time.monotonic() < deadline:
+        alive = board.programs(runner)
+    os.kill(max(alive), signal.SIGKILL)
+
+
 def compiled(folder: Path) -> str:
     """docs/board.c against the library in onnxruntime's own wheel."""
     compiler, capi = shutil.which("cc"), Path(onnxruntime.__file__).parent / "capi"
@@ -327,6 +360,7 @@ def compiled(folder: Path) -> str:
     header = os.environ.get("ONNXRUNTIME_INCLUDE") or ROOT / "tests" / "devices" / "capi"
     command = [compiler, "-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", ROOT / "docs" / "board.c"]
     command += ["-I", header, "-L", folder, "-l:libonnxruntime.so.1", "-Wl,-rpath,$ORIGIN", "-o", folder / "runner"]
+    command += ["-DWARMUP_S=0.02"]
     subprocess.run(command, check=True)
     return str(folder / "runner")
 
