@@ -80,6 +80,7 @@ def asked(board: Server, python: str) -> Any:
 # --- the board -----------------------------------------------------------------------------------------------
 
 
+@on("sshd")
 def test_a_disk_that_fills_up_is_named_and_left_as_it_was(board: Server, tmp_path: Path):
     there = board.mount("small", SMALL_BYTES)
     big = tmp_path / "big.onnx"
@@ -124,8 +125,9 @@ def test_a_disk_that_fills_up_in_setup_keeps_no_half_of_it(board: Server, tmp_pa
             "echo 'SyntaxError: future feature' >&2; exit 1",
             r"last line: SyntaxError: future feature; `rankfold devices c",
         ),
+        ("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1", r"the disk of 'board' \(board\) is full"),
     ],
-    ids=["illegal instruction", "no runtime", "Python 2"],
+    ids=["illegal instruction", "no runtime", "Python 2", "no room for a temporary file"],
 )
 def test_an_interpreter_that_cannot_is_named_with_what_to_do(board: Server, script: str, match: str):
     with pytest.raises(DeviceError, match=match):
@@ -149,10 +151,9 @@ def test_a_runtime_that_is_too_old_is_refused(board: Server):
             "timed = board.run_timed; board.run_timed = lambda *given: [-s for s in timed(*given)]",
             r"'first_run_s': Input",
         ),
-        ("board.Server.block = lambda *given: {'samples_s': [1e-3, 1e-3]}", r"malformed: 'cpu_s': Field required"),
-        ("board.Server.block = lambda *given: sys.stdout.write('x')", r"was killed by SIGPIPE|answered int|malformed"),
+        ("board.Server.block = lambda *given: sys.stdout.write('x')", r"answered int, expected an object"),
     ],
-    ids=["oversized", "negative", "another schema", "no object"],
+    ids=["oversized", "negative", "no object"],
 )
 def test_forged_answers_are_refused_and_the_process_ends(
     board: Server, model: Path, monkeypatch, change: str, match: str
@@ -226,9 +227,7 @@ def test_a_server_that_hangs_before_it_lets_us_in_is_given_up(greeting: bytes, m
         threading.Thread(target=greet, args=(silent, greeting), daemon=True).start()
         told = {"transport": "ssh", "host": "127.0.0.1", "port": silent.getsockname()[1], "ssh_config": os.devnull}
         card = Card.model_validate({"name": "silent", "about": "a test", "tested": "never", **told})
-        with pytest.raises(
-            Unreachable, match=r"no connection to 'silent' \(127\.0\.0\.1\): .*(timed out|ended); is it on"
-        ):
+        with pytest.raises(Unreachable, match=r"no connection to 'silent' \(127\.0\.0\.1\): .*(timed out|ended)"):
             SshTransport(card).python_version()
     with pytest.raises(Unreachable, match="Connection refused"):
         SshTransport(card).python_version()
