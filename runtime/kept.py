@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ..errors import InputError
 from ..records import Begun, Done
 
@@ -58,11 +56,11 @@ class Kept:
     def _read(self) -> Begun | None:
         """The first line; the pairs of the others go to `done`, without a last one that was cut short."""
         assert self.path is not None, "read only what is kept"
-        first, *lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
         try:
+            first, *lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
             begun = Begun.model_validate_json(first)
             self.done = [Done.model_validate_json(line) for line in lines]
-        except ValidationError:
+        except ValueError:  # no UTF-8, no JSON, or no such record
             return None
         os.truncate(self.path, sum(len(line.encode()) + 1 for line in (first, *lines)))
         return begun

@@ -158,7 +158,7 @@ def test_a_bench_goes_on_only_with_what_was_begun_alike(models, tmp_path):
         with pytest.raises(InputError, match=r"bench\.json\.part has no pairs of these models, options and device"):
             measure(models, device(facts=facts), find("host"), options, kept=Kept(path, resume=True))
     assert path.read_bytes() == content
-    for nothing in (b"", b"<html>\n", content[:40]):
+    for nothing in (b"", b"<html>\n", b"\xff\n", content[:40]):
         path.write_bytes(nothing)
         with pytest.raises(InputError, match="has no pairs of these models"):
             measure(models, device(), find("host"), Options(pairs=4), kept=Kept(path, resume=True))
