@@ -40,6 +40,9 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the blocks.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the pairs that an interrupted command kept beside it.")
+    ] = False,
     shape: options.ShapeOption = None,
     inputs: options.InputsOption = None,
     rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
@@ -78,12 +81,14 @@ def bench(
         "operators": operators,
     }
     if sweep:
+        if resume:
+            raise InputError("--resume goes on with one setting; leave out --sweep")
         if wanted is not None or summary is not None:
             raise InputError("--gate and --summary judge one setting; leave out --sweep")
         print_sweep(sweep_models(models, output=output, device=device, sweep=sweep, **asked))
         return
     try:
-        record = measure_models(models, output=output, device=device, **asked)
+        record = measure_models(models, output=output, device=device, resume=resume, **asked)
     except Inconclusive as error:  # the half-width cannot be had
         _append(summary, heading(str(error)) + "\n")
         raise

@@ -53,7 +53,7 @@ def main() -> NoReturn:
         _complain(str(error))
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing half-written is left, and a training run goes on with --resume")
+        _complain("interrupted; nothing half-written is left, and a training run or a bench goes on with --resume")
         code = _INTERRUPTED
     except BrokenPipeError:
         _drop_output()  # whoever read it has gone

@@ -41,6 +41,7 @@ def add(
     port: Annotated[int | None, typer.Option(help="Of its ssh server.  [default: what ~/.ssh/config says]")] = None,
     about: Annotated[str | None, typer.Option(help="A line about it.")] = None,
     python: Annotated[str, typer.Option(help="The interpreter there.")] = "python3",
+    runner: Annotated[str | None, typer.Option(help="A program there instead, such as docs/board.c.")] = None,
     workdir: Annotated[str, typer.Option(help="The folder there, from the home folder.")] = ".cache/rankfold",
     ssh_config: Annotated[
         str | None, typer.Option(help="A configuration file for ssh instead of ~/.ssh/config.")
@@ -63,6 +64,7 @@ def add(
         "port": port,
         "ssh_config": ssh_config,
         "python": python,
+        "runner": runner,
         "workdir": workdir,
         "expected_architecture": model.expected_architecture,
         "tested": "never",

@@ -240,7 +240,7 @@ def evaluate(
     colors: ColorsOption = "rgb",
     layout: LayoutOption = "nchw",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where an ONNX file's score goes.")] = None,
-    device: Annotated[str, typer.Option(help="Where an ONNX file runs.")] = "host",
+    device: DeviceOption = "host",
     limit_s: LimitOption = 1800.0,
     memory_gb: MemoryOption = None,
 ) -> None:

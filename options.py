@@ -17,7 +17,7 @@ ShapeOption = Annotated[
     list[str] | None, typer.Option("--shape", help="Size of an open input: input:1x3x224x224; for each input once.")
 ]
 InputsOption = Annotated[Path | None, typer.Option("--inputs", help="An npz file with an array for every input.")]
-DeviceOption = Annotated[str, typer.Option(help="The device it is for: its tile, its runtime.")]
+DeviceOption = Annotated[str, typer.Option(help="The device that it is for and runs on, of `devices list`.")]
 LimitOption = Annotated[float, typer.Option("--limit-s", min=1, help="Give up after so many seconds.")]
 MemoryOption = Annotated[
     float | None, typer.Option("--memory-gb", min=0.5, help="Give up above it.  [default: 80 % of this machine's]")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import InputError
+from .errors import DeviceError, InputError
 from .files import replacing_all, require_writable, sha256_of
 from .records import (
     Bench,
@@ -140,10 +140,13 @@ def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, see
     ]
 
 
-def measure_models(models: Sequence[Path], *, output: Path, device: str = "host", **asked: Any) -> Bench:
+def measure_models(
+    models: Sequence[Path], *, output: Path, device: str = "host", resume: bool = False, **asked: Any
+) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`.
 
-    `asked` are fields of `runtime.turns.Options`.
+    Pairs that are done are kept beside it until it is whole; `resume` goes on after them. `asked` are fields of
+    `runtime.turns.Options`.
     """
     from .devices import card
     from .runtime.turns import Options
@@ -151,7 +154,7 @@ def measure_models(models: Sequence[Path], *, output: Path, device: str = "host"
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar:
-        return _measured(sources, found, Options(**asked), new_bar, "bench", output)
+        return _measured(sources, found, Options(**asked), new_bar, "bench", output, resume)
 
 
 def sweep_models(
@@ -178,9 +181,11 @@ def _measured(
     new_bar: Callable[[str], Bar],
     name: str,
     path: Path,
+    resume: bool = False,
 ) -> Bench:
     """The record is written when the pairs are done, and again with what was asked for beside them."""
     from .devices.reach import transport_of
+    from .runtime.kept import Kept
     from .runtime.measure import Progress, measure, under_load
 
     def shown(what: str) -> Callable[[Progress], None]:
@@ -188,8 +193,16 @@ def _measured(
         return lambda now: bar.show(now.done, now.total, now.left_s, now.what)
 
     transport = transport_of(found)
-    bench = measure(sources, transport, found, options, shown(name))
+    kept = Kept(path.with_name(f"{path.name}.part"), resume=resume)
+    try:
+        bench = measure(sources, transport, found, options, shown(name), kept=kept)
+    except DeviceError as error:
+        if not kept.done:
+            raise
+        words = f"{len(kept.done)} pairs are kept in {kept.path}, the same command with --resume goes on after them"
+        raise type(error)(f"{error}; {words}") from error
     bench.write(path)
+    kept.forget()
     if options.loads:
         bench = under_load(bench, sources, transport, options, shown(f"{name}, under load"))
         bench.write(path)

@@ -47,7 +47,7 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, left=left, text=plain(text))
         if not self._progress.console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            self._progress.console.print(Text(f"{self._name}: {done}/{total} {text} {left}"), soft_wrap=True)
+            self._progress.console.print(Text(f"{self._name}: {done}/{total} {plain(text)} {left}"), soft_wrap=True)
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def print_bench(bench: Bench) -> None:
     console.print(table)
     _print_load(console, bench)
     for caution in bench.cautions:
-        console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+        console.print(Text(plain(f"caution: {caution.what}; {caution.remedy}")))
 
 
 def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:

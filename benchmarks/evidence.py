@@ -1,10 +1,11 @@
 """The harness on files whose true ratio is known: does the interval cover it as often as it says?
 
-python -m rankfold.benchmarks.evidence run [SCENARIO …] [--results FILE] [--minutes M]
+python -m rankfold.benchmarks.evidence run [SCENARIO …] [--results FILE] [--minutes M] [--device NAME]
 python -m rankfold.benchmarks.evidence show [--results FILE]     a table of what the rows say
 
 One row a comparison, appended as soon as it is measured; a run goes on where it was, and rows of another machine or
-another state of the harness are kept apart. Nothing else should run meanwhile.
+another state of the harness are kept apart. Nothing else should run meanwhile. `over-ssh` needs a device with transport
+ssh that is this very machine.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ import onnx
 from ..devices import card
 from ..devices.board import affinity
 from ..devices.local import LocalTransport
+from ..devices.reach import transport_of
 from ..devices.transport import Transport
 from ..errors import InputError
-from ..records import EvidenceRow
+from ..records import Bench, Card, EvidenceRow
 from ..runtime.measure import Options, measure
-from ..runtime.stats import pairs_wanted, samples_of
+from ..runtime.stats import Interval, pair_log_ratio, pairs_wanted, samples_of, welch_interval
 from ..terminal import bars, duration
 from .command import in_one_line, machine_of
 from .folding import Layers
@@ -63,6 +65,7 @@ class Scenario:
     pairs: int | None = None
     transport: Callable[[int], Transport] = lambda seed: LocalTransport()
     beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    over_ssh: bool = False
 
 
 @contextmanager
@@ -88,6 +91,7 @@ SCENARIOS = {
         Scenario("same-two-threads", "a copy, two threads", 50, threads=2),
         Scenario("bare-loop", "a plain loop of session.run against the harness", 20, transport=lambda _: Bare()),
         Scenario("bare-loop-two-threads", "the same", 20, threads=2, transport=lambda _: Bare()),
+        Scenario("over-ssh", "1 % more work, here and over ssh: the ratio of both ratios", 10, True, over_ssh=True),
         Scenario("no-wait-two-threads", "a copy; no waiting for pools", 20, threads=2, transport=lambda _: Impatient()),
     )
 }
@@ -149,21 +153,31 @@ def config_hash(scenario: Scenario, extra: int) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def compared(scenario: Scenario, seed: int, extra: int) -> EvidenceRow:
-    """Measure once."""
+def compared(scenario: Scenario, seed: int, extra: int, device: Card | None = None) -> EvidenceRow:
+    """Measure once; over ssh too, and every other time there first, where that is the scenario."""
     began = time.monotonic()
     options = Options(threads=scenario.threads, pairs=scenario.pairs, seed=seed * 1000)
+    ways = {"here": (scenario.transport(seed), card.find("host"))}
+    if scenario.over_ssh:
+        assert device is not None, "the command asked for it"
+        ways["there"] = (transport_of(device), device)
     with tempfile.TemporaryDirectory() as folder, scenario.beside():
-        bench = measure(written(Path(folder), extra), scenario.transport(seed), card.find("host"), options)
-    found, facts = bench.comparisons[0], bench.context.facts
+        models = written(Path(folder), extra)
+        order = list(ways.items())[:: -1 if seed % 2 else 1]
+        benches = {name: measure(models, *way, options) for name, way in order}
+    bench = benches["here"]
+    facts, measured = bench.context.facts, bench.comparisons[0]
+    found = Interval(measured.ratio, measured.low, measured.high)
+    if scenario.over_ssh:
+        found = apart(bench, benches["there"])
     return EvidenceRow(
         scenario=scenario.name,
         seed=seed,
         config_hash=config_hash(scenario, extra),
         machine=machine_of(facts),
         threads=scenario.threads,
-        pairs=found.pairs,
-        ratio=found.ratio,
+        pairs=measured.pairs,
+        ratio=found.value,
         low=found.low,
         high=found.high,
         latency_s=median(samples_of(bench.pairs, "base")),
@@ -173,11 +187,20 @@ def compared(scenario: Scenario, seed: int, extra: int) -> EvidenceRow:
     )
 
 
-class Evidence:
-    """The rows of a file, and those that are still to be measured."""
+def apart(here: Bench, there: Bench) -> Interval:
+    """The speed-up measured here over that measured there, with Welch's interval over the pairs of both."""
+    machines = [machine_of(bench.context.facts) for bench in (here, there)]
+    if machines[0] != machines[1]:
+        raise InputError(f"expected a way to this very machine ({machines[0]}), found {machines[1]}; correct the card")
+    logs = [[pair_log_ratio(pair) for pair in bench.pairs] for bench in (here, there)]
+    return welch_interval(*logs)
 
-    def __init__(self, results: Path) -> None:
-        self.results, self.rows = results, read(results, EvidenceRow)
+
+class Evidence:
+    """The rows of a file, and those that are still to be measured, some of them on a device."""
+
+    def __init__(self, results: Path, device: Card | None = None) -> None:
+        self.results, self.rows, self._device = results, read(results, EvidenceRow), device
         here = _machine()
         self.mine = [row for row in self.rows if row.machine == here]
 
@@ -189,7 +212,7 @@ class Evidence:
 
     def measure(self, scenario: Scenario, seed: int) -> EvidenceRow:
         """One more row, written at once."""
-        row = compared(scenario, seed, self._extra_of(scenario))
+        row = compared(scenario, seed, self._extra_of(scenario), self._device)
         self.rows.append(row)
         self.mine.append(row)
         write(self.results, self.rows)
@@ -278,6 +301,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     going = commands.add_parser("run", help="measure what is missing")
     going.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all without")
+    going.add_argument("--device", help="for over-ssh: a device with transport ssh that is this machine")
     going.add_argument("--minutes", type=float, help="stop after this long; the same command goes on")
     showing = commands.add_parser("show", help="a table of what the rows say")
     for one in (going, showing):
@@ -287,11 +311,14 @@ def main() -> None:
         if given.command == "show":
             print(table(read(given.results, EvidenceRow)))
             return
-        names = given.scenarios or list(SCENARIOS)
+        device = None if given.device is None else card.find(given.device)
+        names = given.scenarios or [name for name, one in SCENARIOS.items() if device is not None or not one.over_ssh]
         if unknown := [name for name in names if name not in SCENARIOS]:
             raise InputError(f"unknown scenario '{unknown[0]}'; known are {', '.join(SCENARIOS)}")
+        if (device is None or device.transport != "ssh") and any(SCENARIOS[name].over_ssh for name in names):
+            raise InputError("over-ssh needs --device with a card of transport ssh that leads to this machine")
         began = time.monotonic()
-        run(Evidence(given.results), names, given.minutes)
+        run(Evidence(given.results, device), names, given.minutes)
         print(table(read(given.results, EvidenceRow)))
         print(f"{given.results}: {duration(time.monotonic() - began)}")
 

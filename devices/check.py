@@ -14,7 +14,7 @@ from .reach import transport_of
 from .ssh import SshTransport
 from .transport import BoardProcess, Outfit, checked
 
-OLDEST_PYTHON, OLDEST_RUNTIME = (3, 8), (1, 16)
+OLDEST_PYTHON = (3, 8)
 _LIMIT_S = 60.0
 _CLOCK_S = 60.0  # off by more than this, and dates in records and on files mislead
 _MEMORY_BYTES, _DISK_BYTES = 200 << 20, 500 << 20  # a ResNet-50 in the runtime; models and a virtual environment
@@ -35,19 +35,22 @@ def check(card: Card) -> Iterator[Finding]:
     """What there is to say of a board, as it is found out; what fails early ends it."""
     try:
         transport = transport_of(card)
-        if isinstance(transport, SshTransport):
+        if isinstance(transport, SshTransport) and card.runner is None:
             began = time.monotonic()
             version = transport.python_version()
             yield Finding("connection", "ok", f"a command takes {time.monotonic() - began:.2f} s")
-            if _numbers(version) < OLDEST_PYTHON:
-                yield Finding("python", "failed", version, "install Python 3.8 or newer there, name it in the card")
+            if probe.numbers(version) < OLDEST_PYTHON:
+                yield Finding(
+                    "python", "failed", version[:60], "install Python 3.8 or newer there, name it in the card"
+                )
                 return
         with transport.launch() as process:
             found = outfit(process, card)
             off_s = abs(found.time_s - time.time())
             yield from _around(card, found, off_s, probe.weather(process))
-            yield from _installed(card, found)
-            if all(found.versions.values()):
+            installed = list(_installed(card, found))
+            yield from installed
+            if all(one.state == "ok" for one in installed):
                 yield from _runs(card, process)
     except RankfoldError as error:
         yield _failed("connection", error)
@@ -60,13 +63,14 @@ def outfit(process: BoardProcess, card: Card) -> Outfit:
 
 
 def _installed(card: Card, found: Outfit) -> Iterator[Finding]:
-    yield Finding("python", "ok", f"{found.python_version}, {found.libc or 'an unknown C library'}")
+    if card.runner is None:
+        yield Finding("python", "ok", f"{found.python_version}, {found.libc or 'an unknown C library'}")
     missing = [name for name, version in found.versions.items() if version is None]
     for name, version in found.versions.items():
         setup = f"rankfold devices setup {card.name}"
         if version is None:
             yield Finding(name, "failed", "not installed", setup)
-        elif name == "onnxruntime" and _numbers(version) < OLDEST_RUNTIME:
+        elif name == "onnxruntime" and probe.numbers(version) < probe.OLDEST_RUNTIME:
             yield Finding(name, "failed", f"{version}, older than 1.16", setup)
         else:
             yield Finding(name, "ok", version)
@@ -92,7 +96,7 @@ def _around(card: Card, found: Outfit, off_s: float, weather: Weather) -> Iterat
         hottest = max(weather.temperatures_c.values())
         yield _judged("temperature", hottest < _WARM_C, f"{hottest:.0f} °C", "cool it, or add a fan")
     if weather.throttled is not None:
-        never = not weather.throttled.split()[-1].strip("0x")
+        never = not weather.throttled.rpartition(" ")[2].strip("0x")
         remedy = "it has slowed down since it was booted: see to its power supply and fan, boot it again"
         yield _judged("throttling", never, weather.throttled, remedy)
 
@@ -118,9 +122,3 @@ def _runs(card: Card, process: BoardProcess) -> Iterator[Finding]:
         return
     model = f"{facts.cpu_model or 'unknown'}, {facts.architecture}, {len(facts.affinity)} cores, tile {facts.tile}"
     yield Finding("processor", "ok", model)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`3.11.2` → (3, 11); what is no number counts as 0."""
-    parts = version.split(".")[:2]
-    return tuple(int(part) if part.isascii() and part.isdecimal() else 0 for part in parts)

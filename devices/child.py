@@ -107,6 +107,14 @@ class ChildProcess:
         return self._judge(code, tail(self._stderr))
 
 
+def killed(by: str, else_try: str, words: str = "") -> str:
+    """What a death by this signal means, and what to do."""
+    if by == "SIGILL":
+        meaning = ": its processor lacks an instruction that numpy or onnxruntime has, as wheels for another one do"
+        return f"was killed by {by}{meaning}; install another version there"
+    return f"was killed by {by}{words}; {else_try}"
+
+
 def tail(file: IO[bytes]) -> str:
     """The end of what was written to a file."""
     file.seek(max(0, os.fstat(file.fileno()).st_size - _STDERR_TAIL_BYTES))
@@ -116,4 +124,4 @@ def tail(file: IO[bytes]) -> str:
 def last_line(text: str) -> str:
     """The last line that is not blank, fit to be shown."""
     last = next((line for line in reversed(text.split("\n")) if line.strip()), "")
-    return "".join(c if c.isprintable() else " " for c in last)[:300]
+    return "".join(c if c.isprintable() else " " for c in last)[:300].rstrip()

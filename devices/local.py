@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import DeviceError
-from .child import ChildProcess, last_line
+from .child import ChildProcess, killed, last_line
 
 BOARD = Path(__file__).with_name("board.py")
 
@@ -26,7 +26,9 @@ class LocalTransport:
 
 def death(code: int, said: str) -> DeviceError:
     """Why a board process ended: its exit status, negative for a signal, and the last line it wrote to stderr."""
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    remedy = "check free memory and the onnxruntime installation"
     line = last_line(said)
     words = f", its last line: {line}" if line else ""
-    return DeviceError(f"the board process {how}{words}; check free memory and the onnxruntime installation")
+    if code < 0:
+        return DeviceError(f"the board process {killed(signal.Signals(-code).name, remedy, words)}")
+    return DeviceError(f"the board process ended with status {code}{words}; {remedy}")

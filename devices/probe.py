@@ -18,7 +18,9 @@ TILE_MODEL = (
     b"\x02\x08\x08b\x1b\n\x01y\x12\x16\n\x14\x08\x01\x12\x10\n\x02\x08\x01\n\x02\x08\x10\n\x02\x08\x08\n\x02\x08"
     b"\x08B\x04\n\x00\x10\r"
 )
+OLDEST_RUNTIME = (1, 16)
 _LIMIT_S = 60.0
+_MOST_DIGITS = 9
 
 
 def facts(process: BoardProcess) -> Facts:
@@ -27,7 +29,16 @@ def facts(process: BoardProcess) -> Facts:
     answer = dict(process.ask(request, _LIMIT_S))
     layout = "nchwc" if answer.pop("nchwc", None) is True else "nchw"
     isa = answer.get("isa")
-    return checked(Facts, {**answer, "layout": layout, "tile": tile(layout, isa if isinstance(isa, list) else [])})
+    found = checked(Facts, {**answer, "layout": layout, "tile": tile(layout, isa if isinstance(isa, list) else [])})
+    if numbers(found.onnxruntime_version) < OLDEST_RUNTIME:
+        raise DeviceError(f"onnxruntime there is {found.onnxruntime_version}, expected 1.16 or newer; update it")
+    return found
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`3.11.2` → (3, 11); what is no number counts as 0."""
+    parts = version.split(".")[:2]
+    return tuple(int(p) if p.isascii() and p.isdecimal() and len(p) < _MOST_DIGITS else 0 for p in parts)
 
 
 def weather(process: BoardProcess) -> Weather:

@@ -17,7 +17,7 @@ from .transport import Outfit
 _LIMIT_S = 1200.0  # to unpack 100 MB on a slow card
 # Whole or not at all; without ensurepip, which Debian keeps in a package of its own.
 _MAKE = """
-made={venv}.part; rm -rf "$made"; "$python" -m venv --without-pip "$made" || exit
+made={venv}.part; trap 'rm -rf "$made"' EXIT; rm -rf "$made"; "$python" -m venv --without-pip "$made" || exit
 "$made/bin/python" - {archive} <<'END' || exit
 import sys, sysconfig, tarfile
 with tarfile.open(sys.argv[1]) as packages:
@@ -31,6 +31,10 @@ def set_up(card: Card, tell: Callable[[str], None]) -> Outfit:
     """Install what is missing to measure there, and say what is installed then. DeviceError where it cannot be."""
     if card.transport != "ssh":
         raise InputError(f"device '{card.name}' is this machine; install numpy and onnxruntime here with pip")
+    if card.runner is not None:
+        raise InputError(
+            f"device '{card.name}' has a runner of its own, {card.runner}; build it with another onnxruntime"
+        )
     board = SshTransport(card, bare=True)
     with board.launch() as process:
         before = outfit(process, card)

@@ -25,7 +25,7 @@ from typing import IO
 from ..errors import DeviceError, InputError, Unreachable
 from ..files import sha256_of
 from ..records import Card
-from .child import ChildProcess, last_line, tail
+from .child import ChildProcess, killed, last_line, tail
 from .local import BOARD
 
 LIMIT_S = 60.0  # of a command that only looks at something
@@ -33,8 +33,9 @@ _SLOWEST_BYTES_PER_S = 100e3  # a file that travels more slowly than this is giv
 _CONNECT_S, _ALIVE_EVERY_S, _ALIVE_MISSED, _IDLE_S = 15, 10, 3, 20
 _KEPT_BYTES = 4 << 30  # files on the board beyond this go, those first that were not used for the longest time
 _PATIENCE_S = 3.0  # for a process there to end by itself: two must not be alive when the next is timed
-_MAX_OUTPUT_BYTES = 1 << 16
+_MAX_OUTPUT_BYTES, _MOST_DIGITS = 1 << 16, 19
 _CONNECTION_FAILED, _NOT_EXECUTABLE, _NOT_FOUND, _SIGNAL = 255, 126, 127, 128  # statuses of ssh(1) and sh(1)
+_FULL = "No space left"  # on device
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _CHANGED_KEY = re.compile(r"Host key for (\S+) has changed")
 # Never what the user's configuration may say for a person at a terminal.
@@ -60,7 +61,8 @@ umask 077; mkdir -p {files} && cd {files} || exit
 if test -f {name}; then touch {name}; echo whole; elif test -f {name}.part; then wc -c < {name}.part; else echo 0; fi
 """
 _RECEIVE = """
-cd {files} && cat >> {name}.part || exit
+cd {files} || exit
+cat >> {name}.part || {{ rm -f {name}.part; exit 1; }}
 case "$(sha256sum < {name}.part)" in
   {sha256}*) mv {name}.part {name};;
   *) test "$(wc -c < {name}.part)" -lt {size} || rm {name}.part; echo "it arrived damaged" >&2; exit 1;;
@@ -88,9 +90,13 @@ class SshTransport:
         _hang_up_at_end(*self._options(), *self._address())
 
     def launch(self) -> ChildProcess:
-        """Start board.py there; leaving the process's context ends it, and so does the end of the connection."""
-        run = f'"$python" -I {shlex.quote(self.place(BOARD))}; exit $?'  # by the shell, which has a status for a signal
-        return ChildProcess(self._command(self.interpreter + run), self._death, _PATIENCE_S)
+        """Start board.py or the runner; leaving the process's context ends it, as does the end of the connection."""
+        if self.card.runner is None:
+            run = f'{self.interpreter}"$python" -I {shlex.quote(self.place(BOARD))}'
+        else:
+            run = shlex.quote(self.card.runner)
+        script = f"{run}; exit $?"  # by the shell, which has a status for a signal
+        return ChildProcess(self._command(script), self._death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""
@@ -172,10 +178,10 @@ class SshTransport:
         """Why a board process ended."""
         if code == _CONNECTION_FAILED or code < 0:
             return self._refusal(said)
-        if code in (_NOT_FOUND, _NOT_EXECUTABLE):
+        if code in (_NOT_FOUND, _NOT_EXECUTABLE) or _FULL in said:
             return self._failure(code, said)
         if code > _SIGNAL and (name := _signal_name(code - _SIGNAL)):
-            return DeviceError(f"the board process on {self._name} was killed by {name}; {self._check}")
+            return DeviceError(f"the board process on {self._name} {killed(name, self._check)}")
         how = f"ended with status {code}, its last line: {last_line(said)}"
         return DeviceError(f"the board process on {self._name} {how}; {self._check}")
 
@@ -183,7 +189,7 @@ class SshTransport:
         """Why a command there failed."""
         if code in (_NOT_FOUND, _NOT_EXECUTABLE):
             return DeviceError(f"{self._name} lacks a program: {last_line(said)}; install it, or correct the card")
-        if "No space left" in said:
+        if _FULL in said:
             return DeviceError(f"the disk of {self._name} is full; remove what is in {self.card.workdir}/files there")
         return DeviceError(f"{self._name}: {last_line(said) or f'a command ended with status {code}'}; {self._check}")
 
@@ -222,7 +228,7 @@ def _signal_name(number: int) -> str | None:
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS):
         raise DeviceError(f"the board's shell printed {text[:60]!r}, expected a number of bytes; run again")
     return int(text)
 

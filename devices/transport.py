@@ -17,7 +17,8 @@ from ..errors import DeviceError, InputError
 from ..records import Part, first_problem
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
-Bytes = Annotated[int, Field(gt=0)]
+Bytes = Annotated[int, Field(gt=0, lt=1 << 63)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Text = Annotated[str, Field(max_length=256)]
 AnswerType = TypeVar("AnswerType", bound=Part)
 
@@ -56,7 +57,7 @@ class Outfit(Part):
     architecture: Text
     libc: Text | None
     versions: dict[Text, Text | None] = Field(max_length=8)
-    free_bytes: Annotated[int, Field(ge=0)]
+    free_bytes: Count
     time_s: float
 
 
@@ -69,8 +70,8 @@ class Session(Part):
     baseline_rss_bytes: Bytes | None
     peak_rss_bytes: Bytes | None
     providers: list[Text] = Field(min_length=1, max_length=32)
-    nodes_by_provider: dict[Text, Annotated[int, Field(ge=0)]] = Field(max_length=32)
-    input_shapes: dict[Text, list[Annotated[int, Field(gt=0)]]] = Field(max_length=1024)
+    nodes_by_provider: dict[Text, Count] = Field(max_length=32)
+    input_shapes: dict[Text, list[Annotated[int, Field(gt=0, lt=1 << 63)]]] = Field(max_length=1024)
 
 
 class Samples(Part):
@@ -79,7 +80,7 @@ class Samples(Part):
     samples_s: list[Seconds]
     cpu_s: Annotated[float, Field(ge=0, lt=1e6)] | None
     steal_s: Annotated[float, Field(ge=0, lt=1e6)] | None
-    involuntary_switches: Annotated[int, Field(ge=0)] | None
+    involuntary_switches: Count | None
 
 
 class Frames(Part):
@@ -87,7 +88,7 @@ class Frames(Part):
 
     samples_s: list[Seconds]
     responses_s: list[Seconds]
-    dropped: Annotated[int, Field(ge=0)]
+    dropped: Count
 
 
 class Turns(Part):
@@ -109,7 +110,7 @@ class Tensor(Part):
     """An array as it travels."""
 
     dtype: Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=32)
+    shape: list[Count] = Field(max_length=32)
     base64: str
 
     def array(self) -> NDArray:
@@ -151,9 +152,14 @@ def contest(process: BoardProcess, request: dict[str, Any], rounds: int, seconds
     return found
 
 
-def outputs(process: BoardProcess, request: dict[str, Any]) -> list[NDArray]:
-    """What a model puts out for the npz file `request["inputs"]`; else as for `serve`."""
-    answer = process.ask({"command": "outputs", **request}, LOAD_LIMIT_S)
+def load_model(process: BoardProcess, request: dict[str, Any]) -> None:
+    """Load a model that is asked for its outputs, not for its time; `request` as for `serve`."""
+    checked(Part, process.ask({"command": "load", **request}, LOAD_LIMIT_S))
+
+
+def outputs(process: BoardProcess, inputs: str) -> list[NDArray]:
+    """What the loaded model puts out for an npz file there."""
+    answer = process.ask({"command": "outputs", "inputs": inputs}, LOAD_LIMIT_S)
     return [tensor.array() for tensor in checked(Outputs, answer).outputs]
 
 

@@ -78,7 +78,7 @@ def platform_tags(found: Outfit) -> list[str]:
     """Platforms whose wheels run there, the newest first (PEP 600); none but pure Python where it is no glibc."""
     library, _, version = (found.libc or "").partition(" ")
     parts = version.split(".")
-    if library != "glibc" or len(parts) < 2 or not parts[1].isdecimal():
+    if library != "glibc" or len(parts) < 2 or not parts[1].isdecimal() or len(parts[1]) > 3:
         return ["any"]
     names = [f"manylinux_2_{minor}" for minor in range(int(parts[1]), _OLDEST_GLIBC - 1, -1)]
     return [f"{name}_{found.architecture}" for name in (*names, *_LEGACY.get(found.architecture, ()), "linux")]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.transport import Transport, outputs
+from ..devices.transport import Transport, load_model, outputs
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
 from ..records import ModelScore
@@ -141,17 +141,17 @@ def _outputs(
 def _runs(
     runner: Any, model: Path, threads: int, transport: Transport | None
 ) -> Iterator[Callable[[Feed], list[NDArray]]]:
-    """A function that runs the model here, or in one process on a board; inputs are placed there by their content."""
+    """A function that runs the model here, or in one session on a board; inputs are placed there by their content."""
     if transport is None:
         yield lambda feed: runner.run(None, feed)
         return
     with transport.launch() as process, TemporaryDirectory(prefix="rankfold-") as folder:
-        inputs, placed = Path(folder) / "inputs.npz", transport.place(model)
+        inputs = Path(folder) / "inputs.npz"
+        load_model(process, {"model": transport.place(model), **told(transport, Options(threads=threads), [])})
 
         def run(feed: Feed) -> list[NDArray]:
             _write_npz(inputs, feed)
-            told_there = told(transport, Options(threads=threads, inputs=inputs), [])
-            return outputs(process, {"model": placed, **told_there})
+            return outputs(process, transport.place(inputs))
 
         yield run
 

@@ -9,7 +9,7 @@ results.py   comparisons, rows of docs/results
 plans.py     plan.json, parity.json, frontier.json
 scores.py    evaluation.json
 boards.py    cards and what a board turns out to be
-bench.py     bench.json
+bench.py     bench.json, and bench.json.part while it is measured
 explanations.py  explanation.json
 packages.py  manifest.json of a package
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from .base import FormName, Part, Positive, Record, Sha256, first_problem
 from .bench import (
+    Begun,
     Bench,
     Block,
     Caution,
@@ -25,6 +26,7 @@ from .bench import (
     Changes,
     Comparison,
     Context,
+    Done,
     Launch,
     Moment,
     OperatorTable,
@@ -86,6 +88,7 @@ from .training import (
 
 __all__ = [
     "Bar",
+    "Begun",
     "Bench",
     "Block",
     "Card",
@@ -102,6 +105,7 @@ __all__ = [
     "Damage",
     "DataSpec",
     "DistillSpec",
+    "Done",
     "Drop",
     "EpochRow",
     "Evaluation",

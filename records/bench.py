@@ -167,6 +167,29 @@ class Pilot(Part):
     half_widths: dict[str, float]
 
 
+class Begun(Record):
+    """First line of `bench.json.part`: what its pairs have in common, and what goes into their record. Format 1: first.
+
+    `key` is a digest over device, options and models.
+    """
+
+    key: Sha256
+    pairs: int
+    block_runs: int
+    couples: int
+    block_limit_s: float
+    started_at: str
+    weather: Weather
+    pilot: Pilot | None
+
+
+class Done(Part):
+    """Any other line of it: a pair, and its launches by variant."""
+
+    pair: Pair
+    launches: dict[str, Launch]
+
+
 class Bench(Record):
     """`bench.json`: raw samples first, everything else derived from them.
 

@@ -19,7 +19,8 @@ class Card(Part):
 
     `host` may be an alias of the user's ~/.ssh/config, or of `ssh_config` (a file here); what is not given is left to
     that. `workdir` is a folder there, relative to the home folder unless it begins with a slash; `python` an
-    interpreter there. Format 1: first version; with transport ssh came `host` to `workdir`.
+    interpreter there, `runner` a program that answers instead, as docs/board.c does. Format 1: first version; with
+    transport ssh came `host` to `workdir`, then `runner`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -30,6 +31,7 @@ class Card(Part):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ssh_config: BoardPath | None = None
     python: BoardPath = "python3"
+    runner: BoardPath | None = None
     workdir: BoardPath = ".cache/rankfold"
     expected_architecture: str | None = None
     tested: str = Field(description="date of the last boot by a person, or 'never'")
@@ -41,12 +43,17 @@ class Card(Part):
         return self
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Core = Annotated[int, Field(ge=0, lt=1 << 16)]
+Cores = Annotated[list[Core], Field(max_length=1 << 16)]
+
+
 class CpuFacts(Part):
     """One logical core's frequency now, in hertz, and its governor; None where the system does not say."""
 
-    core: int
+    core: Core
     governor: Text | None
-    frequency_hz: int | None
+    frequency_hz: Count | None
 
 
 class Facts(Part):
@@ -60,19 +67,21 @@ class Facts(Part):
 
     architecture: Text
     cpu_model: Text | None
-    isa: list[Text] = Field(description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …")
-    logical_cores: int
-    affinity: list[int] = Field(description="cores this process may run on")
-    clusters: list[list[int]] = Field(default_factory=list, description="these, by speed, the slowest first")
-    memory_bytes: int | None
+    isa: list[Text] = Field(
+        max_length=256, description="the vector extensions that decide kernels: avx2, avx512f, asimddp, …"
+    )
+    logical_cores: Annotated[int, Field(gt=0, lt=1 << 16)]
+    affinity: Cores = Field(description="cores this process may run on")
+    clusters: list[Cores] = Field(default_factory=list, description="these, by speed, the slowest first")
+    memory_bytes: Count | None
     kernel: Text
     os: Text | None
     hypervisor: bool | None
     python_version: Text
     numpy_version: Text
     onnxruntime_version: Text
-    providers: list[Text]
-    tile: int = Field(gt=0, description="channel multiple that the float32 kernels like")
+    providers: list[Text] = Field(max_length=64)
+    tile: int = Field(gt=0, lt=1 << 16, description="channel multiple that the float32 kernels like")
     layout: Literal["nchwc", "nchw"]
     emulated: bool = False
 
@@ -80,9 +89,9 @@ class Facts(Part):
 class Weather(Part):
     """What changes while one measures: stamped before and after."""
 
-    load_1min: float | None
-    memory_available_bytes: int | None
-    temperatures_c: dict[Text, float] = Field(default_factory=dict)
+    load_1min: Annotated[float, Field(ge=0, lt=1e6)] | None
+    memory_available_bytes: Count | None
+    temperatures_c: dict[Text, Annotated[float, Field(gt=-300, lt=1e4)]] = Field(default_factory=dict, max_length=256)
     throttled: Text | None = Field(default=None, description="the firmware's throttle flags where it has any")
-    cores: list[CpuFacts] = Field(default_factory=list)
-    steal_s: float | None = None
+    cores: list[CpuFacts] = Field(default_factory=list, max_length=1 << 16)
+    steal_s: Annotated[float, Field(ge=0, lt=1e12)] | None = None

@@ -3,6 +3,7 @@
 measure.py   launch pairs of processes and interleave their blocks: raw samples, and all that was true then
 turns.py     options, and who is timed when and for how long
 stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
+kept.py      the pairs that are done, on the disk until the record is whole
 serving.py   a model on its way to a board
 load.py      a model at a rate of frames, and without a pause
 latency.py   the latency table: opaque models against one another, remembered

@@ -6,10 +6,12 @@ turns in blocks. Whole launches of one file differ by more than the models do, s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,9 @@ from typing import Any
 from ..devices import probe
 from ..devices.transport import Session, Transport, time_block
 from ..errors import InputError
-from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pilot, Variant
+from ..records import Begun, Bench, Block, Card, Comparison, Context, Done, Facts, Launch, Pair, Pilot, Variant
 from .diagnose import diagnose
+from .kept import Kept
 from .load import paced, sustained
 from .operators import operators
 from .serving import Board, Clock, Model, check_unchanged, naming, persistently, sha256_at, source
@@ -86,15 +89,17 @@ def measure(
     options: Options | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.monotonic,
+    kept: Kept | None = None,
 ) -> Bench:
     """Time `models` (name, ONNX file) on a device, each against the first.
 
     Pairs go round-robin over the variants, so that slow changes of the machine fall on all alike. A single
     model is timed alone: its pairs name it twice and hold its blocks only, and there is no comparison.
     InputError: a bad model, name or option; raised before anything is timed. DeviceError: the board failed.
-    Inconclusive: a half-width was asked for that cannot be had on this device. `clock` gives seconds.
+    Inconclusive: a half-width was asked for that cannot be had on this device. `clock` gives seconds, `kept` is where
+    finished pairs go, and where those come from that were finished before.
     """
-    options = options or Options()
+    options, kept = options or Options(), kept or Kept()
     pairs = checked_pairs(options)
     sources = [source(name, Path(path)) for name, path in _checked_names(models)]
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,18 +113,36 @@ def measure(
     board = Board(transport, options, cores, clock)
 
     trials = _try_all(sources, board, report)
-    turns = choose_turns([min(trial.warmup_s) for trial in trials], options)
-    pilot = None
-    if options.half_width is not None:
-        pilot, pairs = _pilot(sources, pairs, options.half_width, turns, board, report)
-    timed: list[Pair] = []
-    launches: dict[str, list[Launch]] = {model.name: [] for model in sources}
-    for index, variant in enumerate(variants * pairs):
+    key = _key(card, facts, cores, options, sources)
+    begun = kept.begun(key)
+    if begun is None:
+        turns = choose_turns([min(trial.warmup_s) for trial in trials], options)
+        pilot = None
+        if options.half_width is not None:
+            pilot, pairs = _pilot(sources, pairs, options.half_width, turns, board, report)
+        begun = kept.begin(
+            Begun(
+                key=key,
+                pairs=pairs,
+                block_runs=turns.runs,
+                couples=turns.couples,
+                block_limit_s=turns.limit_s,
+                started_at=started_at,
+                weather=before,
+                pilot=pilot,
+            )
+        )
+    turns = Turns(begun.block_runs, begun.couples, begun.block_limit_s)
+    report.total = len(sources) + begun.pairs * len(variants) - len(kept.done)
+    for index in range(len(kept.done), begun.pairs * len(variants)):
+        variant = variants[index % len(variants)]
         report(f"{variant.name} against {sources[0].name}")
         pair, sessions = _run_pair(sources[0], variant, options.seed + index, turns, board, report)
-        timed.append(pair)
-        for name, session in sessions.items():
-            launches[name].append(Launch(pair=index, **session.model_dump(exclude={"input_shapes"})))
+        launched = {
+            name: Launch(pair=index, **session.model_dump(exclude={"input_shapes"}))
+            for name, session in sessions.items()
+        }
+        kept.add(Done(pair=pair, launches=launched))
     report("done")
     check_unchanged(sources)
 
@@ -135,17 +158,19 @@ def measure(
         inputs_sha256=None if options.inputs is None else sha256_at(options.inputs),
         block_runs=turns.runs,
         dropped_runs=options.dropped_runs,
-        started_at=started_at,
-        weather_before=before,
+        started_at=begun.started_at,
+        weather_before=begun.weather,
         weather_after=after,
     )
+    timed = [one.pair for one in kept.done]
+    launches = {m.name: [one.launches[m.name] for one in kept.done if m.name in one.launches] for m in sources}
     bench = Bench(
         context=context,
         variants=[_variant(model, launches[model.name]) for model in sources],
         pairs=timed,
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
-        pilot=pilot,
+        pilot=begun.pilot,
     )
     return bench.model_copy(update={"cautions": diagnose(bench)})
 
@@ -246,6 +271,15 @@ def _take_turns(
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------
+
+
+def _key(card: Card, facts: Facts, cores: list[int], options: Options, sources: Sequence[Model]) -> str:
+    """A digest over all that must be the same for pairs to belong together."""
+    asked = {**asdict(options), "shapes": sorted(options.shapes.items()), "rate_hz": 0, "sustain_s": 0, "operators": 0}
+    asked["inputs"] = None if options.inputs is None else sha256_at(options.inputs)
+    board = [card.name, cores, *(getattr(facts, name) for name in Facts.DECISIVE)]
+    models = [(model.name, model.sha256) for model in sources]
+    return hashlib.sha256(json.dumps([board, asked, models], sort_keys=True).encode()).hexdigest()
 
 
 def _checked_names(models: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Path]]:

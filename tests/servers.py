@@ -97,12 +97,12 @@ class Server:
         told = {"host": "board", "ssh_config": str(self.config), "python": sys.executable, **changes}
         return Card.model_validate({"name": name, "about": "a test", "transport": "ssh", "tested": "never", **told})
 
-    def cut(self) -> int:
-        """Kill the server's end of every connection; how many there were."""
+    def cut(self, how: signal.Signals = signal.SIGKILL) -> int:
+        """Kill the server's end of every connection, or stop it; how many there were."""
         found = _children(self.process.pid)
         for child in found:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, how)
         return len(found)
 
     def programs(self, word: str) -> list[int]:
@@ -115,6 +115,14 @@ class Server:
                 if ours and word.encode() in (folder / "cmdline").read_bytes():
                     found.append(int(folder.name))
         return found
+
+    def mount(self, folder: str, size_bytes: int) -> Path:
+        """A disk of so many bytes in a folder of the user's home: where it is seen from here."""
+        path = self.home / folder
+        path.mkdir()
+        mounting = ("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(path))
+        _run("nsenter", f"--target={self.process.pid}", "--mount", *mounting)
+        return Path(f"/proc/{self.process.pid}/root{path}")
 
     def stop(self) -> None:
         """End it and all connections to it."""
@@ -133,6 +141,28 @@ class Server:
         pytest.skip(f"{self.kind} does not start here: {(self.folder / 'log').read_text()[-200:]!r}")
 
 
+def interpreter(folder: Path, script: str) -> str:
+    """A python that is a shell script."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def changed(folder: Path, change: str) -> str:
+    """A python whose board.py, the module `board`, has been changed by these lines."""
+    forger = folder / "forger.py"
+    forger.write_text(
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('board', sys.argv.pop(1))\n"
+        "board = importlib.util.module_from_spec(spec)\n"
+        f"spec.loader.exec_module(board)\n{change}\nboard.main()\n"
+    )
+    return interpreter(
+        folder, f'test "$1" = -c && exec {sys.executable} "$@"; shift; exec {sys.executable} -I {forger} "$@"'
+    )
+
+
 def on(kind: str) -> pytest.MarkDecorator:
     """On one kind of server in `check`, on both in `soak`."""
     return pytest.mark.parametrize("board", SERVERS if SOAK else (kind,), indirect=True)
@@ -144,6 +174,7 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
         "ssh",
         "ssh-keygen",
         "unshare",
+        "nsenter",
         *([SSHD] if kind == "sshd" else [DROPBEAR, "dropbearkey"]),
     ]
     if missing := [program for program in programs if shutil.which(program) is None]:

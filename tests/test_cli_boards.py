@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,19 +20,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from rankfold.devices import card, local, ssh, wheels
-from rankfold.devices.transport import Outfit
-from rankfold.records import Bench, Explanation, Plan
-from rankfold.runtime import latency, serving, turns
+from rankfold.devices.transport import Outfit, Session
+from rankfold.records import Bench, Done, Explanation, Pair, Plan
+from rankfold.runtime import latency, measure, serving, turns
 
-from .conftest import SOAK
+from .conftest import ROOT, SOAK
 from .export.explain.test_matching import network
 from .making import RANKFOLD
-from .servers import Server, on
+from .servers import Server, changed, interpreter, on
 from .test_cli_child import alive, interrupted
 
+CUTS = 20 if SOAK else 4
+PAIRS = CUTS // 2
+MOMENTS_S = 1.5  # about the time of a pair
 GONE_S = 10.0  # an idle connection would last for twice as long
 
 
@@ -126,20 +133,14 @@ def test_a_board_that_is_fit_and_one_that_is_another(added: Server, call):
     assert "failed   processor    device 'other' should be aarch64, found x86_64; correct its card" in said
 
 
-def interpreter(folder: Path, line: str) -> str:
-    path = folder / "python"
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
 @pytest.mark.parametrize(
     ("line", "failed", "found"),
     [
         ("exit 127", "connection", r"lacks a program"),
         ("echo 3.7.9", "python", "3.7.9; install Python 3.8 or newer there, name it in the card"),
         (f'exec {sys.executable} -S "$@"', "numpy, onnxruntime, wheels", "not installed; rankfold devices setup pi"),
-        ("test $1 = -c || kill -4 $$; echo 3.11.2", "connection", "was killed by SIGILL"),
+        ("test $1 = -c || kill -4 $$; echo 3.11.2", "connection", "was killed by SIGILL: its processor lacks"),
+        (f"echo {'9' * 5000}.1", "python", f"{'9' * 60}; install Python 3.8"),
     ],
 )
 @on("dropbear")
@@ -203,6 +204,7 @@ def test_this_machine_is_not_set_up(folder: Path, call):
         (None, ["any"]),
         ("musl 1.2", ["any"]),
         ("glibc 2", ["any"]),
+        ("glibc 2.99999999999", ["any"]),
     ],
 )
 def test_wheels_follow_the_c_library(libc: str | None, tags: list[str]):
@@ -214,28 +216,153 @@ def test_wheels_follow_the_c_library(libc: str | None, tags: list[str]):
 
 
 @on("dropbear")
-def test_bench_goes_on_when_the_connection_was_cut(added: Server, folder: Path, call, monkeypatch):
-    monkeypatch.setattr(serving, "WAITS_S", (0.1, 0.2, 0.4))
-    cuts: list[int] = []
-    threading.Thread(target=cut_in_a_pair, args=(added, cuts), daemon=True).start()
-    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 2")
+def test_bench_loses_no_pair_when_the_connection_is_cut_at_any_moment(added: Server, folder: Path, call, monkeypatch):
+    monkeypatch.setattr(serving, "WAITS_S", (0.1,) * 30)
+    finished: list[Pair] = []
+    take = measure._take_turns
+    monkeypatch.setattr(measure, "_take_turns", lambda *given: kept(take(*given), finished))
+    over = threading.Event()
+    cutting = threading.Thread(target=cut_at_random, args=(added, CUTS, over))
+    cutting.start()
+    code, _, err = call(f"bench dense.onnx small.onnx --device pi --pairs {PAIRS}")
+    over.set()
+    cutting.join()
     assert code == 0, err
-    assert cuts == [1]
     record = Bench.read(folder / "bench.json")
-    assert [pair.seed for pair in record.pairs] == [0, 1]
+    assert record.pairs == finished
+    assert [pair.seed for pair in record.pairs] == list(range(PAIRS))
     assert record.context.device == "pi"
     assert added.programs("/files/") == []
+    assert not list((added.home / ".cache").rglob("*.part"))
 
 
-def cut_in_a_pair(board: Server, cuts: list[int]) -> None:
-    """As soon as two processes have lived for a while: a shell and Python each."""
+def kept(done: tuple[Pair, dict[str, Session]], finished: list[Pair]) -> tuple[Pair, dict[str, Session]]:
+    finished.append(done[0])
+    return done
+
+
+def cut_at_random(board: Server, cuts: int, over: threading.Event) -> None:
+    """From the first file on: in uploads, starts, loading, turns, between any two of them, wherever it falls."""
+    moments = random.Random(0)
+    while not list((board.home / ".cache" / "rankfold").glob("files/*.onnx*")) and not over.wait(0.01):
+        pass
+    while cuts and not over.wait(moments.uniform(0.0, MOMENTS_S)):
+        cuts -= bool(board.cut())
+    assert not cuts, "it was over before"
+
+
+HOSTILE = "<script>alert(1)</script>\x1b]0;owned\x07\x1b[2J|`$(touch here)"
+FORGED = f"""
+hostile = {HOSTILE!r}
+probe, weather, per_node, clock = board.probe, board.weather, board.per_node, iter(range(99))
+named = dict.fromkeys(["cpu_model", "os", "kernel", "numpy_version", "python_version"], hostile)
+board.probe = lambda request: {{**probe(request), **named, "isa": [hostile]}}
+def changing(request):
+    now = weather(request)
+    cores = [{{**core, "governor": hostile}} for core in now["cores"]]
+    return {{**now, "cores": cores, "throttled": hostile + str(board.time.time()), "temperatures_c": {{hostile: 99.0}}}}
+board.weather = changing
+def renamed(events, runs):
+    found = per_node(events, runs)
+    return {{**found, "nodes": [{{**node, "name": hostile, "op": hostile}} for node in found["nodes"]]}}
+board.per_node = renamed
+"""
+
+
+@on("sshd")
+def test_what_a_board_says_is_shown_and_never_obeyed(board: Server, folder: Path, call):
+    assert call(f"devices add pi --like x86-64 {options(board, python=changed(folder, FORGED))}")[0] == 0
+    said = ""
+    for line in (
+        "devices check pi",
+        "devices probe pi",
+        "bench small.onnx --device pi --pairs 2 --operators",
+        "report bench.json",
+    ):
+        code, out, err = call(line)
+        assert code == 0, err
+        said += out + err
+    assert "<script>alert(1)</script>" in said, "it does get there"
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+    for name in ("report.html", "report.md"):
+        page = (folder / name).read_text(encoding="utf-8")
+        assert "&lt;script&gt;" in page, name
+        assert "<script>alert" not in page, name
+        assert not [c for c in page if not c.isprintable() and c != "\n"], name
+    assert not list(folder.rglob("here"))
+    assert not list(board.home.rglob("here"))
+
+
+@on("dropbear")
+def test_a_board_without_python_has_a_runner_in_c(board: Server, folder: Path, call):
+    runner = compiled(folder)
+    assert call(f"devices add pi --like x86-64 --runner {runner} {options(board, python='/no/python')}")[0] == 0
+    code, said, err = call("devices check pi")
+    assert code == 0, err
+    assert f"ok       onnxruntime  {onnxruntime.__version__}" in said
+    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 2")
+    assert code == 0, err
+    record = Bench.read(folder / "bench.json")
+    assert record.context.facts.python_version == "none"
+    assert record.context.input_shapes == {"input": [1, 3, 16, 16]}
+    assert record.comparisons[0].pairs == 2
+    for line, why in {
+        "bench small.onnx --device pi --session-config mlas.disable_kleidiai=1": "it takes no --session",
+        "bench small.onnx --device pi --shape input:1x3x16x16": "it takes no --shape",
+        "latency-table fill small.onnx --device pi": "a runner in C does not know: contest",
+        "devices setup pi": "has a runner of its own",
+    }.items():
+        code, _, err = call(line)
+        assert code == 2
+        assert why in err
+    assert board.programs(runner) == []
+
+
+@on("dropbear")
+def test_a_runner_that_is_killed_costs_no_pair_that_was_done(board: Server, folder: Path, call):
+    runner, part = compiled(folder), folder / "bench.json.part"
+    assert call(f"devices add pi --like x86-64 --runner {runner} {options(board)}")[0] == 0
+    killing = threading.Thread(target=kill_after_a_pair, args=(board, runner, part))
+    killing.start()
+    code, said, err = call("bench dense.onnx small.onnx --device pi --pairs 4")
+    killing.join()
+    assert (code, said) == (3, "")
+    assert "was killed by SIGKILL" in err
+    assert err.endswith("pairs are kept in bench.json.part, the same command with --resume goes on after them\n")
+    first = Done.model_validate_json(part.read_text().splitlines()[1])
+    assert not (folder / "bench.json").exists()
+    assert call("bench dense.onnx small.onnx --device pi --pairs 3 --resume")[0] == 2
+    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 4 --resume")
+    assert code == 0, err
+    record = Bench.read(folder / "bench.json")
+    assert [pair.seed for pair in record.pairs] == [0, 1, 2, 3]
+    assert record.pairs[0] == first.pair
+    assert not part.exists()
+    assert board.programs(runner) == []
+
+
+def kill_after_a_pair(board: Server, runner: str, part: Path) -> None:
+    """A shell and a runner each; the runner came after its shell."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if len(board.programs("/files/")) == 4:
-            time.sleep(0.3)
-            cuts.append(board.cut())
-            return
-        time.sleep(0.05)
+    alive: list[int] = []
+    while not (part.exists() and len(alive) == 4) and time.monotonic() < deadline:
+        alive = board.programs(runner)
+    os.kill(max(alive), signal.SIGKILL)
+
+
+def compiled(folder: Path) -> str:
+    """docs/board.c against the library in onnxruntime's own wheel."""
+    compiler, capi = shutil.which("cc"), Path(onnxruntime.__file__).parent / "capi"
+    libraries = list(capi.glob("libonnxruntime.so.*"))
+    if compiler is None or not libraries:
+        pytest.skip("docs/board.c needs a C compiler and a wheel of onnxruntime that has libonnxruntime.so")
+    (folder / "libonnxruntime.so.1").symlink_to(libraries[0])
+    header = os.environ.get("ONNXRUNTIME_INCLUDE") or ROOT / "tests" / "devices" / "capi"
+    command = [compiler, "-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", ROOT / "docs" / "board.c"]
+    command += ["-I", header, "-L", folder, "-l:libonnxruntime.so.1", "-Wl,-rpath,$ORIGIN", "-o", folder / "runner"]
+    command += ["-DWARMUP_S=0.02"]
+    subprocess.run(command, check=True)
+    return str(folder / "runner")
 
 
 @on("sshd")

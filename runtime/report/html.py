@@ -51,7 +51,7 @@ def html_text(report: Report) -> str:
         parity=parity_table(report),
         training=training_table(report),
         training_figures=training_figures(report),
-        cautions=report.cautions,
+        cautions=[{"what": one_line(c.what), "remedy": one_line(c.remedy)} for c in report.cautions],
         context=context_rows(report.bench),
         commands=report.commands,
         recipe=report.recipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -18,11 +19,13 @@ from rankfold.benchmarks.transports import SLOW, Impatient, Replayed, Wrapped
 from rankfold.devices.card import find
 from rankfold.devices.child import ChildProcess
 from rankfold.devices.local import LocalTransport
+from rankfold.errors import InputError
 from rankfold.records import EvidenceRow
 from rankfold.runtime import costs
 from rankfold.runtime.measure import Options, measure
 
 from ..conftest import SOAK
+from ..runtime.fake_device import FakeDevice
 
 SPIN_S = {True: 0.1, False: 2.0}  # after a run; those who do not wait spin long enough to be caught on a busy machine
 SHORT = 20
@@ -49,7 +52,7 @@ def row(seed: int, low: float, high: float, **changes: Any) -> EvidenceRow:
 
 def test_what_is_there_is_not_measured_again_and_each_row_is_written_at_once(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "_machine", lambda: "here")
-    monkeypatch.setattr(evidence, "compared", lambda scenario, seed, extra: row(seed, 0.99, 1.01))
+    monkeypatch.setattr(evidence, "compared", lambda scenario, seed, extra, device: row(seed, 0.99, 1.01))
     results = tmp_path / "evidence.jsonl"
     known = [row(seed, 0.99, 1.01) for seed in range(300) if seed not in (3, 7)]
     elsewhere = row(3, 0.9, 1.1, machine="elsewhere")
@@ -76,6 +79,34 @@ def test_an_unknown_scenario_is_one_line(tmp_path: Path, monkeypatch, capsys):
         evidence.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("rankfold: unknown scenario 'sane'; known are same, truth, extra")
+
+
+@pytest.mark.parametrize(("slower_there", "apart"), [(1.0, False), (1.03, True)])
+def test_both_ways_to_this_machine_are_compared(monkeypatch, slower_there: float, apart: bool):
+    run_s = {"base": 2e-3, "extra": 2.02e-3}
+    here = FakeDevice(run_s)
+    there = FakeDevice({**run_s, "extra": slower_there * run_s["extra"]})
+    monkeypatch.setattr(evidence, "transport_of", lambda device: there)
+    scenario = dataclasses.replace(evidence.SCENARIOS["over-ssh"], transport=lambda seed: here)
+    found = evidence.compared(scenario, 1, 16, find("host"))
+    assert found.ratio == pytest.approx(slower_there, rel=0.005)
+    assert (found.low > 1) == apart
+    assert found.pairs == 8
+    there.facts = {"cpu_model": "another"}
+    with pytest.raises(
+        InputError, match=r"expected a way to this very machine \(Test Board, onnxruntime 1\.32\.0\), found"
+    ):
+        evidence.compared(scenario, 0, 16, find("host"))
+
+
+def test_over_ssh_needs_a_device(tmp_path: Path, monkeypatch, capsys):
+    for more in ([], ["--device", "host"]):
+        arguments = ["evidence", "run", "over-ssh", *more, "--results", str(tmp_path / "e.jsonl")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            evidence.main()
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("rankfold: over-ssh needs --device with a card of transport ssh")
 
 
 def test_the_extra_work_is_about_one_per_cent_of_the_convolutions():

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from rankfold.devices import board
 from rankfold.devices.local import BOARD, LocalTransport
 from rankfold.devices.probe import TILE_MODEL
-from rankfold.devices.transport import Session, serve, time_block
+from rankfold.devices.transport import Session, load_model, outputs, serve, time_block
 from rankfold.errors import DeviceError, InputError
 
 ALLOWED_IMPORTS = set(sys.stdlib_module_names) | {"numpy", "onnxruntime"}
@@ -66,6 +66,18 @@ def test_a_model_is_loaded_pinned_warmed_up_and_timed(model: Path):
     assert len(session.warmup_s) >= 3
     assert len(block.samples_s) == 7
     assert (block.cpu_s or 0) > 0
+
+
+def test_a_model_is_loaded_once_for_all_its_batches(model: Path, tmp_path: Path):
+    inputs = tmp_path / "inputs.npz"
+    with LocalTransport().launch() as process:
+        load_model(process, request_for(model))
+        model.unlink()
+        for value in (0.0, 1.0):
+            np.savez(inputs, x=np.full((1, 16, 8, 8), value, np.float32))
+            (found,) = outputs(process, str(inputs))
+            assert found.shape == (1, 16, 8, 8)
+            assert np.all(found == 16 * 0.5 * value)
 
 
 def test_a_board_that_dies_in_a_block_is_a_device_error(model: Path):

@@ -90,6 +90,9 @@ class Answers:
         ({"isa": 5}, "malformed: 'isa'"),
         ({"extra": 1}, "malformed: unknown key 'extra'"),
         ({"kernel": None}, "malformed: 'kernel'"),
+        ({"memory_bytes": 10**400}, "malformed: 'memory_bytes'"),
+        ({"affinity": [-1]}, r"malformed: 'affinity\.0'"),
+        ({"onnxruntime_version": "1.15.1"}, r"onnxruntime there is 1\.15\.1, expected 1\.16 or newer"),
     ],
 )
 def test_malformed_facts_are_a_device_error(found: tuple[Facts, Weather], change: dict[str, Any], match: str):

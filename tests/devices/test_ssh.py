@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 import stat
 import sys
 import threading
@@ -22,7 +21,6 @@ from rankfold.devices.board import HUNG_UP_LIMIT_S
 from rankfold.devices.ssh import SshTransport
 from rankfold.devices.transport import serve, time_block
 from rankfold.errors import DeviceError, InputError, Unreachable
-from rankfold.records import Card
 
 from ..conftest import SOAK
 from ..servers import Server, on
@@ -287,17 +285,6 @@ def test_a_server_that_hangs_after_it_let_us_in_is_given_up(board: Server):
     ):
         fresh(board).run("echo", 0.5)
     board.cut()
-
-
-def test_a_server_that_never_says_a_word_is_given_up(monkeypatch):
-    monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", 1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        told = {"transport": "ssh", "host": "127.0.0.1", "port": silent.getsockname()[1], "ssh_config": os.devnull}
-        card = Card.model_validate({"name": "silent", "about": "a test", "tested": "never", **told})
-        with pytest.raises(Unreachable, match=r"no connection to 'silent' \(127\.0\.0\.1\): .*timed out"):
-            SshTransport(card).python_version()
-    with pytest.raises(Unreachable, match="Connection refused"):
-        SshTransport(card).python_version()
 
 
 @on("sshd")

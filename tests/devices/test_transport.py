@@ -72,6 +72,7 @@ def test_a_forged_block_is_a_device_error(change: dict[str, Any], match: str):
         ({"providers": []}, "malformed: 'providers'"),
         ({"warmup_s": []}, "malformed: 'warmup_s'"),
         ({"peak_rss_bytes": 0}, "malformed: 'peak_rss_bytes'"),
+        ({"peak_rss_bytes": 10**400}, "malformed: 'peak_rss_bytes'"),
         ({"input_shapes": {"x": [0]}}, r"malformed: 'input_shapes\.x\.0'"),
         ({"providers": ["x" * 1000]}, r"malformed: 'providers\.0'"),
     ],
@@ -89,7 +90,7 @@ TENSOR = {
 
 
 def test_outputs_arrive_as_they_were():
-    (found,) = outputs(Answers({"outputs": [TENSOR]}), {})
+    (found,) = outputs(Answers({"outputs": [TENSOR]}), "x.npz")
     assert found.dtype == np.float32
     assert found.tolist() == [[1, 2]]
 
@@ -107,7 +108,7 @@ def test_outputs_arrive_as_they_were():
 )
 def test_forged_outputs_are_a_device_error(change: dict[str, Any], match: str):
     with pytest.raises(DeviceError, match=match):
-        outputs(Answers({"outputs": [{**TENSOR, **change}]}), {})
+        outputs(Answers({"outputs": [{**TENSOR, **change}]}), "x.npz")
 
 
 def test_a_refusal_is_an_input_error_without_terminal_escapes():

@@ -11,8 +11,9 @@ import pytest
 
 from rankfold.devices.card import find
 from rankfold.errors import DeviceError, Inconclusive, InputError, Unreachable
-from rankfold.records import Bench
+from rankfold.records import Bench, Done
 from rankfold.runtime import diagnose, serving
+from rankfold.runtime.kept import Kept
 from rankfold.runtime.load import missed, slowdown
 from rankfold.runtime.measure import Options, Progress, measure, under_load
 
@@ -122,6 +123,45 @@ def test_a_board_that_does_not_come_back_is_given_up(models, monkeypatch):
     with pytest.raises(Unreachable, match="no connection to the board"):
         bench(models, losing)
     assert losing.launches == 1 + 2 + 2 * 3
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_whatever_ends_a_bench_finished_pairs_are_kept_and_it_goes_on_after_them(models, tmp_path, cut_short):
+    """1 probes, 2 and 3 try the models, 4 to 7 are two pairs; 8 is killed in the third."""
+    options, path = Options(pairs=4), tmp_path / "bench.json.part"
+    dying = device(dies_at=8)
+    with pytest.raises(DeviceError, match="killed by SIGKILL"):
+        measure(models, dying, find("host"), options, clock=dying.clock, kept=Kept(path))
+    before = [Done.model_validate_json(line).pair for line in path.read_text().splitlines()[1:]]
+    assert [pair.seed for pair in before] == [0, 1]
+    if cut_short:  # by a power cut, say: the second pair's line is not whole
+        path.write_bytes(path.read_bytes()[:-100])
+    again = device()
+    kept = Kept(path, resume=True)
+    found = measure(models, again, find("host"), options, clock=again.clock, kept=kept)
+    assert [pair.seed for pair in found.pairs] == [0, 1, 2, 3]
+    assert found.pairs[: 2 - cut_short] == before[: 2 - cut_short]
+    assert [launch.pair for launch in found.variants[1].launches] == [0, 1, 2, 3]
+    assert again.launches == 1 + 2 + 2 * (2 + cut_short) + 1
+    assert [Done.model_validate_json(line).pair for line in path.read_text().splitlines()[1:]] == found.pairs
+    kept.forget()
+    assert not path.exists()
+
+
+def test_a_bench_goes_on_only_with_what_was_begun_alike(models, tmp_path):
+    path = tmp_path / "bench.json.part"
+    dying = device(dies_at=8)
+    with pytest.raises(DeviceError, match="killed by SIGKILL"):
+        measure(models, dying, find("host"), Options(pairs=4), clock=dying.clock, kept=Kept(path))
+    content = path.read_bytes()
+    for options, facts in ((Options(pairs=4, seed=1), {}), (Options(pairs=4), {"onnxruntime_version": "1.31.0"})):
+        with pytest.raises(InputError, match=r"bench\.json\.part has no pairs of these models, options and device"):
+            measure(models, device(facts=facts), find("host"), options, kept=Kept(path, resume=True))
+    assert path.read_bytes() == content
+    for nothing in (b"", b"<html>\n", b"\xff\n", content[:40]):
+        path.write_bytes(nothing)
+        with pytest.raises(InputError, match="has no pairs of these models"):
+            measure(models, device(), find("host"), Options(pairs=4), kept=Kept(path, resume=True))
 
 
 def test_a_run_that_hangs_ends_after_its_time(models):
