@@ -58,6 +58,8 @@ SESSION_KEYS = [
     "mlas.qnbit.force_fp32", "mlas.use_lut_gemm",
 ]  # fmt: skip
 PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
+# A node's `domain` in a file (onnx.proto, field 7). The list of operator sets names it too, used or not.
+NCHWC_NODE = b"\x3a\x13com.microsoft.nchwc"
 KERNEL_TIME = "_kernel_time"  # how the runtime's profile ends the names of nodes
 
 LONG_RUN_S = 0.01  # the caches of a core are filled many times in it
@@ -178,7 +180,7 @@ def uses_nchwc(model: bytes) -> bool:
         options.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         with open(options.optimized_model_filepath, "rb") as file:
-            return b"com.microsoft.nchwc" in file.read()
+            return NCHWC_NODE in file.read()
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
