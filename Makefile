@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence choosing planted promised clean
+.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k evidence choosing planted promised clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ $(OUT)/bench.json: $(OUT)/plan.json
 
 $(OUT)/report.html: $(OUT)/bench.json $(OUT)/evaluation.json
 	$(RANKFOLD) report $(OUT) -o $@
+
+arm: $(READY) ## make the aarch64 userland that --device qemu-… runs in (a minute; needs QEMU and Debian's apt)
+	$(RANKFOLD) devices setup qemu-cortex-a72
 
 # --- measured results: docs/results.md ----------------------------------------------------------------------
 

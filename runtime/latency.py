@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 
 from ..devices.transport import BoardProcess, Transport, contest
 from ..errors import InputError
+from ..files import cache_folder
 from ..records import Facts
 from .serving import persistently, told
 from .stats import most_frequent, undisturbed
@@ -130,8 +130,8 @@ class Table:
 
 
 def table_path() -> Path:
-    """Where the table lies by default (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold" / "latency.sqlite"
+    """Where the table lies by default."""
+    return cache_folder() / "latency.sqlite"
 
 
 @dataclass(frozen=True)
