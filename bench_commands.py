@@ -52,6 +52,7 @@ def bench(
     summary: SummaryOption = None,
 ) -> None:
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
+    from .devices import card
     from .runtime import gate as gates
     from .runtime.inputs import parse_shapes
     from .runtime.summary import bench_summary, heading
@@ -63,6 +64,8 @@ def bench(
         require_writable(summary)  # now, not after minutes of measuring
     if wanted is not None:
         gates.check_names(wanted, [name for name, _ in named(models)])
+        if card.find(device).is_emulated:
+            raise InputError(f"--gate judges times, and device '{device}' is emulated; see rankfold cost --at-most")
     asked: dict[str, Any] = {
         "threads": threads,
         "cores": None if cores is None else core_mask(cores),

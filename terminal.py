@@ -171,7 +171,10 @@ def print_curves(found: Frontier) -> None:
 
 
 def print_bench(bench: Bench) -> None:
-    """Each variant against the baseline."""
+    """Each variant against the baseline; of an emulated device, against itself here."""
+    if bench.agreements:
+        _print_agreements(bench)
+        return
     baseline = bench.variants[0].name
     found = {comparison.variant: comparison for comparison in bench.comparisons}
     table = Table("variant", "size", "MACs", f"speed-up over {baseline} (95 %)", box=None, pad_edge=False)
@@ -184,6 +187,17 @@ def print_bench(bench: Bench) -> None:
     _print_load(console, bench)
     for caution in bench.cautions:
         console.print(Text(f"caution: {caution.what}; {caution.remedy}"))
+
+
+def _print_agreements(bench: Bench) -> None:
+    off = {one.variant: one for one in bench.agreements}
+    table = Table("variant", "size", "MACs", "off from here, of the largest output", box=None, pad_edge=False)
+    for variant in bench.variants:
+        one = off[variant.name]
+        text = f"{one.relative:.1e}  (allowed {one.allowed:.0e})"
+        table.add_row(plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
+    Console(markup=False, emoji=False).print(table)
+    print(plain(f"{bench.context.device} is emulated: it yields no times"))
 
 
 def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:

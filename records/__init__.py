@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from .base import FormName, Part, Positive, Record, Sha256, first_problem
 from .bench import (
+    Agreement,
     Bench,
     Block,
     Caution,
@@ -84,6 +85,7 @@ from .training import (
 )
 
 __all__ = [
+    "Agreement",
     "Bar",
     "Bench",
     "Block",

@@ -18,7 +18,7 @@ from typing import Any
 from ..devices import probe
 from ..devices.transport import Session, Transport, time_block
 from ..errors import InputError
-from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pilot, Variant
+from ..records import Bench, Block, Card, Comparison, Context, Launch, Pair, Pilot
 from .diagnose import diagnose
 from .load import paced, sustained
 from .operators import operators
@@ -141,7 +141,7 @@ def measure(
     )
     bench = Bench(
         context=context,
-        variants=[_variant(model, launches[model.name]) for model in sources],
+        variants=[model.variant(launches[model.name]) for model in sources],
         pairs=timed,
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
@@ -262,15 +262,3 @@ def _check_same_input(baseline: str, expected: Session, name: str, found: Sessio
     shapes, other = list(expected.input_shapes.values()), list(found.input_shapes.values())
     if shapes != other:
         raise InputError(f"{name} takes inputs {other}, {baseline} takes {shapes}; compare models of one input")
-
-
-def _variant(model: Model, launches: list[Launch]) -> Variant:
-    return Variant(
-        name=model.name,
-        file=str(model.path),
-        sha256=model.sha256,
-        size_bytes=model.path.stat().st_size,
-        macs=model.costs.macs,
-        parameters=model.costs.parameters,
-        launches=launches,
-    )

@@ -8,9 +8,13 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
+from rankfold.records import Bench, TrainRecord
+
 from .conftest import ROOT
+from .emulation import emulated
 from .making import GOALS, Maker, environment
 
 _STARTED_WITHIN_S = 120.0  # a slow machine imports torch for half a minute
@@ -92,3 +96,26 @@ def _kill_in_training(maker: Maker) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_its_networks_agree_on_aarch64(again, call, monkeypatch):
+    """Dense, compact and int8: float32 within its own rounding, int8 to the last bit; and no latency anywhere."""
+    emulated("qemu-cortex-a72")
+    monkeypatch.chdir(again.run)
+    channels, height, width = TrainRecord.read(again.run / "train.json").input_shape
+    np.savez("data.npz", images=np.random.default_rng(0).random((16, channels, height, width), np.float32))
+    done = call(f"quantize compact.onnx -o int8.onnx --data data.npz --size {height}x{width}")
+    assert done[0] == 0, done
+    for device in ("qemu-cortex-a72", "qemu-cortex-a76"):
+        code, said, error = call(f"bench dense.onnx compact.onnx int8.onnx --device {device}")
+        assert code == 0, error
+        assert f"{device} is emulated: it yields no times" in said
+        found = {one.variant: one.relative for one in Bench.read(again.run / "bench.json").agreements}
+        assert 0 < found["dense"] <= 1e-5
+        assert 0 < found["compact"] <= 1e-5
+        assert found["int8"] == 0
+    assert call("report .")[0] == 0
+    for name in ("report.html", "report.md"):
+        page = (again.run / name).read_text()
+        assert "no latency was measured; all outputs agree with those here" in page
+        assert not re.search(r"[0-9] ?(ms|µs)\b|speed-up", page)
