@@ -85,14 +85,16 @@ class QemuTransport:
 
     def launch(self, plugin: Sequence[str] = ()) -> EmulatedProcess:
         """Start board.py; leaving the process's context ends it."""
-        return EmulatedProcess([*self.python(plugin), "-I", str(BOARD)], death)
+        return EmulatedProcess([*self.python(plugin), "-sP", str(BOARD)], death)
 
     def place(self, path: Path) -> str:
         """Where the file is: what the userland does not have is this machine's."""
         return str(path.resolve())
 
     def python(self, plugin: Sequence[str] = ()) -> list[str]:
-        """The command of its Python interpreter, with a plugin of QEMU's."""
+        """The command of its Python interpreter, with a plugin of QEMU's. Python's own variables here do not reach it,
+        and it hashes alike in every process, so that it counts alike.
+        """
         if not (self._root / "usr").is_dir():
             setup = f"rankfold devices setup {self._card.name}"
             raise DeviceError(
@@ -100,6 +102,9 @@ class QemuTransport:
             )
         prefix = self._prefix()
         options = ["-cpu", str(self._card.cpu), "-L", str(prefix), *plugin]
+        for name in os.environ:
+            options += ["-U", name] if name.startswith("PYTHON") else []
+        options += ["-E", "PYTHONHASHSEED=0"]
         return [self._program, *options, str(prefix / "usr" / "bin" / "python3")]
 
     def _prefix(self) -> Path:

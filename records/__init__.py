@@ -11,6 +11,7 @@ scores.py    evaluation.json
 boards.py    cards and what a board turns out to be
 bench.py     bench.json
 explanations.py  explanation.json
+counts.py    cost.json
 packages.py  manifest.json of a package
 """
 
@@ -37,6 +38,7 @@ from .bench import (
     Variant,
 )
 from .boards import Card, CpuFacts, Facts, Weather
+from .counts import Cost, LayerCount, ModelCount
 from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
 from .packages import Package, PackagedFile, PackagedTensor
 from .plans import (
@@ -99,6 +101,7 @@ __all__ = [
     "ComparisonSpec",
     "Compressed",
     "Context",
+    "Cost",
     "CpuFacts",
     "Damage",
     "DataSpec",
@@ -116,12 +119,14 @@ __all__ = [
     "GroupDecision",
     "Improvement",
     "Launch",
+    "LayerCount",
     "LayerDecision",
     "LayerSummary",
     "LayerTable",
     "LayerTime",
     "Made",
     "Matched",
+    "ModelCount",
     "ModelScore",
     "ModelSpec",
     "Moment",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rankfold.devices import card
+from rankfold.devices.counting import plugin
 from rankfold.devices.qemu import QemuTransport
 from rankfold.errors import DeviceError
 
@@ -16,4 +17,14 @@ def emulated(device: str) -> QemuTransport:
         transport.python()
     except DeviceError as error:
         pytest.skip(f"on aarch64: {error}")
+    return transport
+
+
+def counter(device: str) -> QemuTransport:
+    """The same, where instructions can be counted too."""
+    transport = emulated(device)
+    try:
+        plugin()
+    except DeviceError as error:
+        pytest.skip(f"counting on aarch64: {error}")
     return transport

@@ -110,7 +110,10 @@ def test_its_networks_agree_on_aarch64(again, call, monkeypatch):
         code, said, error = call(f"bench dense.onnx compact.onnx int8.onnx --device {device}")
         assert code == 0, error
         assert f"{device} is emulated: it yields no times" in said
-        found = {one.variant: one.relative for one in Bench.read(again.run / "bench.json").agreements}
+        bench = Bench.read(again.run / "bench.json")
+        assert (bench.context.facts.emulated, bench.context.facts.tile, bench.context.facts.layout) == (True, 4, "nchw")
+        assert ("asimddp" in bench.context.facts.isa) == (device == "qemu-cortex-a76")
+        found = {one.variant: one.relative for one in bench.agreements}
         assert 0 < found["dense"] <= 1e-5
         assert 0 < found["compact"] <= 1e-5
         assert found["int8"] == 0

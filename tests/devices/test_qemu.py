@@ -16,8 +16,6 @@ from rankfold.devices.qemu import PROCESSORS, EmulatedProcess, QemuTransport
 from rankfold.devices.setup import set_up
 from rankfold.errors import DeviceError, InputError
 
-from ..emulation import emulated
-
 DEVICES = [name for name in card.names() if name.startswith("qemu-")]
 A72 = card.find("qemu-cortex-a72")
 APT = """#!/bin/sh
@@ -91,7 +89,7 @@ def test_every_processor_shows_its_own_cpuinfo(programs: Path, tmp_path: Path):
         prefix = Path(command[command.index("-L") + 1])
         assert command[1:3] == ["-cpu", found.cpu]
         assert command[-1] == str(prefix / "usr" / "bin" / "python3")
-        assert command[-3:-1] == ["-plugin", "x.so"]
+        assert command[command.index("-plugin") + 1] == "x.so"
         rows = dict(
             line.split("\t: ") for line in (prefix / "proc" / "cpuinfo").read_text().split("\n\n")[0].split("\n")
         )
@@ -159,18 +157,3 @@ def test_a_damaged_package_is_named(apt: Path):
     with pytest.raises(DeviceError, match=r"cannot unpack small\.deb"), userland.making(print):
         pass
     assert not userland.path().exists()
-
-
-# --- with QEMU ----------------------------------------------------------------------------------------------
-
-
-def test_an_emulated_board_is_what_its_card_says():
-    transport = emulated("qemu-cortex-a76")
-    with transport.launch() as process:
-        facts = probe.facts(process)
-        probe.check_card(card.find("qemu-cortex-a76"), facts)
-    assert facts.emulated
-    assert facts.cpu_model == "Cortex-A76"
-    assert {"asimddp", "asimdhp"} <= set(facts.isa)
-    assert (facts.layout, facts.tile) == ("nchw", 4)
-    assert facts.onnxruntime_version == userland.runtime_version()
