@@ -5,6 +5,8 @@ turns.py     options, and who is timed when and for how long
 stats.py     pure functions on samples: the ratio of a pair, its interval over pairs, quantiles
 serving.py   a model on its way to a board
 load.py      a model at a rate of frames, and without a pause
+agreement.py outputs on an emulated device against those here
+counts.py    instructions on an emulated device, and bounds on them
 latency.py   the latency table: opaque models against one another, remembered
 operators.py where the time goes, by layer of the plan
 sweep.py     settings to measure one after the other
