@@ -17,6 +17,7 @@ from .files import making_folder, replacing_all, require_writable, sha256_of, wr
 from .records import (
     Compressed,
     Cost,
+    CostKind,
     Explanation,
     Facts,
     LayerTime,
@@ -106,6 +107,7 @@ def compress_file(
     plan_only: bool = False,
     frontier: bool = False,
     device: str = "host",
+    cost: CostKind = "time",
     threads: int = 1,
     table: Path | None = None,
     tile: str = "auto",
@@ -143,7 +145,7 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
-                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table),
+                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table, cost),
                 device=device,
             )
             return job.into(folder, source, output.name)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
-from ..errors import DeviceError
+from ..errors import DeviceError, InputError
 from ..files import cache_folder, replacing, sha256_of
 from ..records import Part
 from .child import last_line
@@ -36,6 +37,48 @@ class Counted:
     multiply_adds: int
 
 
+class CountingTransport:
+    """A transport whose contests are of instructions: each counts as a nanosecond. It asks for a model once."""
+
+    def __init__(self, transport: QemuTransport) -> None:
+        self._transport, self._known = transport, dict[tuple[str, ...], Counted]()
+
+    def launch(self) -> CountingProcess:
+        """What answers like a board process; it starts one where it has to."""
+        return CountingProcess(self._counted)
+
+    def place(self, path: Path) -> str:
+        """Where a process there finds the file."""
+        return self._transport.place(path)
+
+    def _counted(self, request: dict[str, Any]) -> list[Counted]:
+        how = [str(request[key]) for key in ("provider", "session_config", "shapes", "inputs")]
+        keys = {path: (sha256_of(Path(path)), *how) for path in request["models"]}
+        if todo := [path for path, key in keys.items() if key not in self._known]:
+            found = count(self._transport, {**request, "models": todo})
+            self._known.update(zip((keys[path] for path in todo), found, strict=True))
+        return [self._known[keys[path]] for path in request["models"]]
+
+
+class CountingProcess:
+    """Answers contests, all rounds alike; nothing else is asked of it."""
+
+    def __init__(self, counted: Callable[[dict[str, Any]], list[Counted]]) -> None:
+        self._counted = counted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """The answer of board.py's `contest`, in nanoseconds that are instructions."""
+        del limit_s
+        assert request["command"] == "contest", "an emulator is asked for counts alone"
+        return {"samples_s": [[1e-9 * one.instructions] * RUNS for one in self._counted(request)]}
+
+
 class _Marked(Part):
     """What the board answers: how many models it has run."""
 
@@ -44,6 +87,10 @@ class _Marked(Part):
 
 def count(transport: QemuTransport, request: dict[str, Any]) -> list[Counted]:
     """The cheapest run of each of `request["models"]`, in one fresh process; else as for `serve`, with one thread."""
+    if request["threads"] != 1:
+        raise InputError(
+            f"instructions are counted with one thread, not {request['threads']}: spinning would count too"
+        )
     with TemporaryDirectory(prefix="rankfold-") as folder:
         marks = Path(folder) / "marks"
         escaped = [str(path).replace(",", ",,") for path in (plugin(), marks)]
@@ -60,7 +107,7 @@ def count(transport: QemuTransport, request: dict[str, Any]) -> list[Counted]:
 
 
 def _run(process: EmulatedProcess, request: dict[str, Any]) -> None:
-    checked(_Marked, process.ask({"command": "count", **request, "runs": RUNS}, LOAD_LIMIT_S))
+    checked(_Marked, process.ask({**request, "command": "count", "runs": RUNS}, LOAD_LIMIT_S))
 
 
 def plugin() -> Path:

@@ -17,7 +17,7 @@ packages.py  manifest.json of a package
 
 from __future__ import annotations
 
-from .base import FormName, Part, Positive, Record, Sha256, first_problem
+from .base import CostKind, FormName, Part, Positive, Record, Sha256, first_problem
 from .bench import (
     Agreement,
     Bench,
@@ -102,6 +102,7 @@ __all__ = [
     "Compressed",
     "Context",
     "Cost",
+    "CostKind",
     "CpuFacts",
     "Damage",
     "DataSpec",
