@@ -127,6 +127,8 @@ def _bench_at(path: Path) -> Bench:
     from .records import Bench
 
     record = Bench.read(path)
+    if record.agreements:
+        raise InputError(f"{path}: of an emulated device, which has no times; compare counts: rankfold cost --against")
     if len(record.variants) < 2:
         raise InputError(
             f"{path}: expected a bench of two models or more, found {len(record.variants)}; bench it again"

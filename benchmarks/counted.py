@@ -80,7 +80,7 @@ def said(found: Sequence[Row]) -> Iterator[str]:
         yield f"{row.name}: {row.macs:,} MACs, {counts}, time {row.time:.3f}"
     times = [row.time for row in found]
     for what in ("macs", "instructions"):
-        correlation = spearmanr([getattr(row, what) for row in found], times).statistic
+        correlation, _ = spearmanr([getattr(row, what) for row in found], times)
         yield f"Spearman's rank correlation of {what} with time over {len(found)} convolutions: {correlation:.3f}"
 
 

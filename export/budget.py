@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import CheckFailed, Infeasible, InputError
-from ..records import Comparison, Drop, PlanTiming
+from ..records import Comparison, CostKind, Drop, PlanTiming
 from ..runtime.latency import Timed
 from .damage import Candidate
 from .reporting import Report, silent
@@ -140,7 +140,7 @@ class _Chooser:
 
     def __init__(self, search: Search, budget: Budget, report: Report, drop_of: DropOf | None) -> None:
         self._search, self._budget, self._report, self._drop_of = search, budget, report, drop_of
-        self._cost = search.watch.cost
+        self._cost: CostKind = search.watch.cost
         self._share = budget.share
         if budget.seconds is not None:
             if self._cost != "time":

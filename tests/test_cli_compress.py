@@ -266,6 +266,7 @@ def test_a_plan_by_instructions_is_chosen_and_counted(models, tmp_path, call, mo
     assert code == 0, error
     timing = Plan.read(out.with_suffix(".plan.json")).timing
     assert timing is not None
+    assert timing.measured is not None
     assert (timing.cost, timing.low) == ("instructions", None)
     assert timing.measured == pytest.approx(timing.screened, rel=0.01)
     assert timing.measured <= 0.8 * 1.05

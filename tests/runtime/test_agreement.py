@@ -20,6 +20,7 @@ from rankfold.runtime.agreement import FLOAT32, HALF, INT8, agree, judge, precis
 from rankfold.runtime.costs import load
 from rankfold.runtime.inputs import write_arrays
 from rankfold.runtime.report import write_report
+from rankfold.runtime.summary import bench_summary
 from rankfold.runtime.turns import Options
 
 from .conftest import save_convolution
@@ -77,6 +78,16 @@ def test_a_report_without_times(two, tmp_path):
         assert "no latency was measured; all outputs agree with those here" in text
         assert not re.search(r"[0-9] ?(ms|µs)\b|speed-up", text)
     assert "latency" not in (tmp_path / "dashboard.json").read_text()
+    summary = bench_summary(found, None)
+    assert "| dense | 0.0e+00 | 1e-05 |" in summary
+    assert "qemu-cortex-a72, emulated: it yields no times" in summary
+
+
+def test_without_times_nothing_is_compared(two, tmp_path, call):
+    agree(two[:1], Emulated(), A72, Options()).write(tmp_path / "b.json")
+    code, _, error = call(f"compare {tmp_path / 'b.json'} {tmp_path / 'b.json'}")
+    assert code == 2
+    assert "of an emulated device, which has no times; compare counts: rankfold cost --against" in error
 
 
 def test_a_network_that_differs_is_named_and_fails(two, tmp_path):
