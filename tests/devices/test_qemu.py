@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def test_an_emulator_is_asked_for_no_times():
             with pytest.raises(InputError, match="an emulator's times say nothing of a board's"):
                 process.ask({"command": command}, 1.0)
         assert probe.facts(process).emulated
+
+
+def test_pythons_settings_here_do_not_reach_the_one_there(programs, tmp_path, monkeypatch):
+    """Nor do its hashes differ from process to process, for counts would."""
+    program(programs, "qemu-aarch64")
+    (tmp_path / "root" / "usr").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    command = QemuTransport(A72, tmp_path / "root").python()
+    told = [(option, value) for option, value in itertools.pairwise(command) if option in ("-U", "-E")]
+    assert ("-U", "PYTHONHOME") in told
+    assert told[-1] == ("-E", "PYTHONHASHSEED=0")
 
 
 def test_every_processor_shows_its_own_cpuinfo(programs: Path, tmp_path: Path):
