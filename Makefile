@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report chars74k evidence choosing planted promised clean
+.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k evidence choosing planted counted promised clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ $(OUT)/bench.json: $(OUT)/plan.json
 $(OUT)/report.html: $(OUT)/bench.json $(OUT)/evaluation.json
 	$(RANKFOLD) report $(OUT) -o $@
 
+arm: $(READY) ## make the aarch64 userland that --device qemu-… runs in (a minute; needs QEMU and Debian's apt)
+	$(RANKFOLD) devices setup qemu-cortex-a72
+
 # --- measured results: docs/results.md ----------------------------------------------------------------------
 
 chars74k: $(READY) ## accuracy against latency on Chars74K, 3 seeds (hours): DATA=chars74k36.npz
@@ -90,6 +93,9 @@ choosing: $(READY) ## is choosing by measured latency worth it (hours; goes on):
 
 planted: $(READY) ## does `rankfold explain` name the planted cause of 20 networks (minutes; goes on where it was)
 	$(VENV)/bin/python -m rankfold.benchmarks.planted run
+
+counted: $(READY) ## do instructions on an emulated board rank 20 convolutions as time here does (minutes; after make arm)
+	$(VENV)/bin/python -m rankfold.benchmarks.counted
 
 promised: $(READY) ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder, with Torch-Pruning installed
 	@test -n "$(WEIGHTS)" || { echo "rankfold: make promised needs WEIGHTS=folder of resnet20*.th" >&2; exit 2; }

@@ -55,6 +55,7 @@ def bench(
     summary: SummaryOption = None,
 ) -> None:
     """Measure models side by side, in paired launches, and write every sample to bench.json."""
+    from .devices import card
     from .runtime import gate as gates
     from .runtime.inputs import parse_shapes
     from .runtime.summary import bench_summary, heading
@@ -66,6 +67,8 @@ def bench(
         require_writable(summary)  # now, not after minutes of measuring
     if wanted is not None:
         gates.check_names(wanted, [name for name, _ in named(models)])
+        if card.find(device).is_emulated:
+            raise InputError(f"--gate judges times, and device '{device}' is emulated; see rankfold cost --at-most")
     asked: dict[str, Any] = {
         "threads": threads,
         "cores": None if cores is None else core_mask(cores),
@@ -129,6 +132,8 @@ def _bench_at(path: Path) -> Bench:
     from .records import Bench
 
     record = Bench.read(path)
+    if record.agreements:
+        raise InputError(f"{path}: of an emulated device, which has no times; compare counts: rankfold cost --against")
     if len(record.variants) < 2:
         raise InputError(
             f"{path}: expected a bench of two models or more, found {len(record.variants)}; bench it again"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, compress_commands, explain_commands, onnx_commands
+from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands
 from .device_commands import devices_app
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
@@ -173,6 +173,7 @@ app.command(epilog=explain_commands.EXPLAIN_EXAMPLES)(explain_commands.explain)
 
 app.command(epilog=bench_commands.BENCH_EXAMPLES)(bench_commands.bench)
 app.command(epilog=bench_commands.COMPARE_EXAMPLES)(bench_commands.compare)
+app.command(epilog=cost_commands.COST_EXAMPLES)(cost_commands.cost)
 
 
 @app.command(epilog="Example:  [bold]rankfold report runs/glyphs-dec3-0 -o report.html[/]")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .export.budget import Budget
     from .records import Plan
 
+CostKind = Literal["time", "instructions"]
 Goal = Literal["latency", "size", "peak-memory"]
 CompressForm = Literal["auto", "channel", "input-channel", "spatial", "tucker-2", "linear"]
 
@@ -76,6 +77,9 @@ def compress(
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Also harm against MACs, or against time.")] = False,
     device: DeviceOption = "host",
+    cost: Annotated[
+        CostKind, typer.Option(help="What --budget and the rest are of: on qemu-… instructions, a proxy.")
+    ] = "time",
     tile: TileOption = "auto",
     target_ort: TargetOption = None,
     shape: ShapeOption = None,
@@ -96,12 +100,15 @@ def compress(
     from .terminal import damage_text, print_curves, print_frontier, print_plan
 
     how = preprocess(mean, std, size, crop, colors, layout)
+    limits = _limits(budget, latency, damage, max_drop, objective)
+    if cost != "time" and limits is None:
+        raise InputError(f"--cost {cost}: goes with --budget, --damage or --max-drop")
     wish = Wish(
         forms=AUTO_FORMS if form == "auto" else (form,),
         energy=energy,
         macs=macs,
         budget_bytes=budget_bytes,
-        time=_limits(budget, latency, damage, max_drop, objective),
+        time=limits,
         plan=None if plan is None else Plan.read(plan),
         prune=prune,
         widths=widths,
@@ -117,6 +124,7 @@ def compress(
         plan_only=plan_only,
         frontier=frontier,
         device=device,
+        cost=cost,
         threads=threads,
         table=table,
         tile=tile,

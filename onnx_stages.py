@@ -16,6 +16,8 @@ from .errors import InputError
 from .files import making_folder, replacing_all, require_writable, sha256_of, write_bytes
 from .records import (
     Compressed,
+    Cost,
+    CostKind,
     Explanation,
     Facts,
     LayerTime,
@@ -25,7 +27,7 @@ from .records import (
     Plan,
     Tuned,
 )
-from .stages import probe_device
+from .stages import named, probe_device
 from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def compress_file(
     plan_only: bool = False,
     frontier: bool = False,
     device: str = "host",
+    cost: CostKind = "time",
     threads: int = 1,
     table: Path | None = None,
     tile: str = "auto",
@@ -142,7 +145,7 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
-                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table),
+                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table, cost),
                 device=device,
             )
             return job.into(folder, source, output.name)
@@ -414,6 +417,42 @@ def tune_file(
         write_bytes(folder / output.name, with_weights(small, weights).SerializeToString())
     state.unlink(missing_ok=True)
     return record
+
+
+def count_models(
+    models: Sequence[Path],
+    *,
+    device: str,
+    layers: bool = False,
+    shapes: Sequence[str] = (),
+    inputs: Path | None = None,
+    output: Path | None = None,
+    limit_s: float,
+    memory_bytes: int | None = None,
+) -> Cost:
+    """Instructions of each model on an emulated device, with `layers` of each layer too; `output` is the record."""
+    from .devices import card
+    from .export.guard import guarded
+    from .runtime.counts import Counting
+    from .runtime.inputs import parse_shapes
+    from .runtime.turns import Options
+
+    if output is not None:
+        require_writable(output)
+    sources = named(models)
+    counting = Counting(card.find(device), Options(shapes=parse_shapes(shapes), inputs=inputs))
+
+    def work() -> str:
+        from .export.instructions import layer_counts
+
+        with bars(stderr) as new_bar:
+            return counting.cost(sources, layer_counts if layers else None, progress(new_bar)).model_dump_json()
+
+    with stderr_for_child() as stderr:
+        found = Cost.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+    if output is not None:
+        found.write(output)
+    return found
 
 
 def describe_file(

@@ -24,7 +24,7 @@ from .records import (
     TrainRecord,
     Weather,
 )
-from .terminal import Bar, bars
+from .terminal import Bar, bars, progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +146,8 @@ def measure_models(
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`.
 
     Pairs that are done are kept beside it until it is whole; `resume` goes on after them. `asked` are fields of
-    `runtime.turns.Options`.
+    `runtime.turns.Options`. An emulated device is not timed: the record says how far outputs there agree with those
+    here; CheckFailed, after it was written, where they do not.
     """
     from .devices import card
     from .runtime.turns import Options
@@ -154,7 +155,25 @@ def measure_models(
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar:
+        if found.is_emulated and resume:
+            raise InputError(
+                f"--resume goes on with pairs, and device '{device}' is emulated and has none; leave it out"
+            )
+        if found.is_emulated:
+            return _agreed(sources, found, Options(**asked), new_bar, output)
         return _measured(sources, found, Options(**asked), new_bar, "bench", output, resume)
+
+
+def _agreed(
+    sources: Sequence[tuple[str, Path]], found: Card, options: Options, new_bar: Callable[[str], Bar], output: Path
+) -> Bench:
+    from .devices.reach import transport_of
+    from .runtime.agreement import agree, judge
+
+    bench = agree(sources, transport_of(found), found, options, progress(new_bar))
+    bench.write(output)
+    judge(bench)
+    return bench
 
 
 def sweep_models(
@@ -166,6 +185,8 @@ def sweep_models(
     from .runtime.turns import Options
 
     found, sources = card.find(device), named(models)
+    if found.is_emulated:
+        raise InputError(f"--sweep compares times, and device '{device}' is emulated; leave it out")
     require_writable(output)
     planned = settings(sweep, Options(**asked), probe_device(device)[0])
     with bars() as new_bar:

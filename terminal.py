@@ -18,6 +18,7 @@ from rich.text import Text
 from .records import (
     Bench,
     Changes,
+    Cost,
     Damage,
     EpochRow,
     Explanation,
@@ -171,7 +172,10 @@ def print_curves(found: Frontier) -> None:
 
 
 def print_bench(bench: Bench) -> None:
-    """Each variant against the baseline."""
+    """Each variant against the baseline; of an emulated device, against itself here."""
+    if bench.agreements:
+        _print_agreements(bench)
+        return
     baseline = bench.variants[0].name
     found = {comparison.variant: comparison for comparison in bench.comparisons}
     table = Table("variant", "size", "MACs", f"speed-up over {baseline} (95 %)", box=None, pad_edge=False)
@@ -184,6 +188,36 @@ def print_bench(bench: Bench) -> None:
     _print_load(console, bench)
     for caution in bench.cautions:
         console.print(Text(plain(f"caution: {caution.what}; {caution.remedy}")))
+
+
+def _print_agreements(bench: Bench) -> None:
+    off = {one.variant: one for one in bench.agreements}
+    table = Table("variant", "size", "MACs", "off from here, of the largest output", box=None, pad_edge=False)
+    for variant in bench.variants:
+        one = off[variant.name]
+        text = f"{one.relative:.1e}  (allowed {one.allowed:.0e})"
+        table.add_row(plain(variant.name), f"{variant.size_bytes / 1e6:.2f} MB", _millions(variant.macs), text)
+    Console(markup=False, emoji=False).print(table)
+    print(plain(f"{bench.context.device} is emulated: it yields no times"))
+
+
+def print_cost(found: Cost) -> None:
+    """Each model, and its layers where they were counted: a proxy for time, which is said."""
+    first = found.models[0]
+    heads = ("model", "MACs", "SIMD multiply-adds", "instructions", f"of {plain(first.name)}")
+    table = Table(*heads, box=None, pad_edge=False)
+    for model in found.models:
+        share = f"{model.instructions / first.instructions:.3f}"
+        counts = [_millions(model.macs), f"{model.multiply_adds:,}", f"{model.instructions:,}"]
+        table.add_row(plain(model.name), *counts, share)
+        for layer in model.layers:
+            counts = [_millions(layer.macs), f"{layer.multiply_adds:,}", f"{layer.instructions:,}"]
+            table.add_row(f"  {plain(layer.name)}", *counts, f"{layer.instructions / first.instructions:.3f}")
+        if model.layers:
+            rest = model.instructions - sum(layer.instructions for layer in model.layers)
+            table.add_row("  all else", "", "", f"{rest:,}", f"{rest / first.instructions:.3f}")
+    Console(markup=False, emoji=False).print(table)
+    print(plain(f"counted on {found.device}, emulated: a proxy for time that knows no caches, no memory, no pipeline"))
 
 
 def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:

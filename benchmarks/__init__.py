@@ -7,5 +7,6 @@ rows.py      one line of results a measured network
 curves.py    accuracy against measured latency over seeds: each network against the curve of narrower dense ones
 choosing.py  plans by measured time: questions.py and rivals.py ask, answers.py keeps what was answered,
              subject.py and shapes.py have the networks, placing.py brings methods to an equal drop
+counted.py   do instructions on an emulated board rank convolutions as time here does
 *.toml       the comparisons: demo (built-in glyphs), chars74k
 """

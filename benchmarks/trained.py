@@ -280,6 +280,8 @@ def timed(jobs: Sequence[Job], rows: Sequence[TrainedRow], data: Dataset, option
         for job, (name, path), found in zip(jobs, files.items(), bench.comparisons, strict=True):
             assert found.variant == name, "comparisons are in the order of the models"
             costs = count(path)
+            assert costs.macs is not None, "shapes are fixed"
+            assert whole.macs is not None, "shapes are fixed"
             yield mine[job.config_hash, job.seed].model_copy(
                 update={
                     "macs": costs.macs / whole.macs,

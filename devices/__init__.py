@@ -5,7 +5,10 @@ reach.py      card → transport
 transport.py  the seam: files are placed on a board, a process there answers requests; what its answers must look like
 local.py      the transport to this machine: board.py in a fresh process, killed with us
 ssh.py        the transport to a board: files by their content, board.py behind the system's ssh
-child.py      a child process that answers JSON lines, which both start
+qemu.py       the transport to an emulated board: board.py on aarch64 code under QEMU, for outputs and never for times
+userland.py   what that runs in: Debian's Python and wheels for aarch64, unpacked into the user's cache
+counting.py   instructions of a run there, by QEMU's plugin count.c
+child.py      a child process that answers JSON lines, which all start
 check.py      card → findings: is a board fit to measure on?
 setup.py      card → numpy and onnxruntime there; wheels.py puts them together here
 board.py      the one file that runs on a board; Python 3.8, numpy and onnxruntime only

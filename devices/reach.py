@@ -5,12 +5,15 @@ from __future__ import annotations
 from ..records import Card
 from . import card as cards
 from .local import LocalTransport
+from .qemu import QemuTransport
 from .ssh import SshTransport
 from .transport import Transport
 
 
 def transport_of(card: Card) -> Transport:
     """The transport that a card names."""
+    if card.transport == "qemu":
+        return QemuTransport(card)
     return SshTransport(card) if card.transport == "ssh" else LocalTransport()
 
 

@@ -26,7 +26,7 @@ def missing(found: Outfit) -> str | None:
     """Why there are no wheels for such a board; None where there are."""
     try:
         with TemporaryDirectory(prefix="rankfold-") as folder:
-            _pip(found, Path(folder), "--dry-run", "--ignore-installed", "--quiet")
+            install(found, Path(folder), "--dry-run", "--ignore-installed")
     except DeviceError as error:
         return str(error)
     return None
@@ -36,7 +36,7 @@ def packed(found: Outfit, archive: Path) -> None:
     """Write all packages for such a board, as they lie in site-packages, to a .tar.gz that depends on them alone."""
     with TemporaryDirectory(prefix="rankfold-") as folder:
         target = Path(folder)
-        _pip(found, target, "--no-compile", "--quiet")
+        install(found, target, "--no-compile")
         with (
             archive.open("wb") as file,
             gzip.GzipFile("", "wb", 6, file, mtime=0) as packing,
@@ -55,16 +55,16 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _pip(found: Outfit, target: Path, *options: str) -> None:
-    """Install the packages into a folder as the board would."""
+def install(found: Outfit, target: Path, *options: str, packages: Sequence[str] = PACKAGES) -> None:
+    """Install the packages into a folder as the board would; `options` are pip's."""
     python = ".".join(found.python_version.split(".")[:2])
     platforms = [f"--platform={name}" for name in platform_tags(found)]
-    command = [sys.executable, "-m", "pip", "install", "--target", str(target), "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--implementation=cp", f"--python-version={python}"]
-    done = _run([*command, *platforms, *options, *PACKAGES])
+    done = _run([*command, *platforms, *options, *packages])
     if done.returncode:
         where = f"Python {python}, {found.libc or 'unknown C library'}, {found.architecture}"
-        raise DeviceError(f"no wheels of {' and '.join(PACKAGES)} for {where}: {last_line(done.stderr)}")
+        raise DeviceError(f"no wheels of {' and '.join(packages)} for {where}: {last_line(done.stderr)}")
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

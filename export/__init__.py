@@ -22,6 +22,7 @@ frontier.py    one candidate a layer, from dense to the least MACs or bytes     
 solve.py       one option a layer and one width a group, exactly                 numbers → choice
 chains.py      factors that equal one dense layer, whoever made them            model → chains, dense again or cut
 candidates.py  a layer in any form between its neighbours, to be timed           layer → small models
+instructions.py  every layer alone, counted on an emulated device                ONNX, counter → LayerCounts
 timing.py      what layers and plans take on a device                            latency table → ratios, forecast
 widths.py      how narrow channels may be, and what that damages                 Channels → widths
 budget.py      least damage in the time there is, held against dense in place    candidates, device → choice

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import CheckFailed, Infeasible, InputError
-from ..records import Comparison, Drop, PlanTiming
+from ..records import Comparison, CostKind, Drop, PlanTiming
 from ..runtime.latency import Timed
 from .damage import Candidate
 from .reporting import Report, silent
@@ -116,13 +116,35 @@ def judged(timing: PlanTiming, found: Comparison, budget: Budget, run_s: float) 
     return timing.model_copy(update={"measured": share, "low": low, "high": high, "verdict": said})
 
 
+def counted(timing: PlanTiming, share: float) -> PlanTiming:
+    """With what the small file takes of the original's instructions, and a verdict, which is of a proxy.
+
+    Raises CheckFailed where that is over the budget.
+    """
+    if timing.budget is not None and share > _OVER * timing.budget:
+        raise CheckFailed(
+            f"expected at most {timing.budget:.3f} of the original's instructions, found {share:.3f}; "
+            "ask for a little less"
+        )
+    said = (
+        f"{share:.3f} of the original's instructions on {timing.device}, predicted {timing.predicted:.3f}: a proxy, "
+        "how fast it is only a board can say"
+    )
+    if timing.drop is not None:
+        said += f"; {timing.drop.said}"
+    return timing.model_copy(update={"measured": share, "verdict": said})
+
+
 class _Chooser:
     """One budget, and how far its search is."""
 
     def __init__(self, search: Search, budget: Budget, report: Report, drop_of: DropOf | None) -> None:
         self._search, self._budget, self._report, self._drop_of = search, budget, report, drop_of
+        self._cost: CostKind = search.watch.cost
         self._share = budget.share
         if budget.seconds is not None:
+            if self._cost != "time":
+                raise InputError("--latency: no time is known where instructions are counted; give --budget")
             self._share = budget.seconds / search.dense.reference_s
         self._drops: list[tuple[Draft, Drop]] = []  # a draft holds mappings: no key
 
@@ -140,7 +162,9 @@ class _Chooser:
             held = in_place(search, draft, self._report)
             for name in held.slower():
                 without = held.ratio(name)
-                returned[name] = f"slower in place than dense: without it the network takes {without:.3f} of the time"
+                returned[name] = (
+                    f"slower in place than dense: without it the network takes {without:.3f} of the {self._cost}"
+                )
                 draft = draft.without(name)
         if returned:
             (found,) = search.timed(draft)
@@ -148,6 +172,7 @@ class _Chooser:
         timing = PlanTiming(
             device=device,
             threads=search.watch.options.threads,
+            cost=self._cost,
             budget=self._share,
             rewrites=search.rewrites,
             fastest=search.fastest.ratio,
@@ -179,7 +204,7 @@ class _Chooser:
         self._report("choosing", _ROUNDS, _ROUNDS)
         if best is None and damage is not None:
             raise Infeasible(
-                f"expected at most {share:.3f} of the original's time, found {least:.3f} within the damage; "
+                f"expected at most {share:.3f} of the original's {self._cost}, found {least:.3f} within the damage; "
                 "allow more of either"
             )
         return (search.fast, search.fastest) if best is None else best
@@ -219,7 +244,7 @@ class _Chooser:
         self._report("building and judging", _TRIALS, _TRIALS)
         if best is None and self._share is not None and self._search.dense.ratio > self._share:
             raise refused or CheckFailed(
-                f"expected {self._share:.3f} of the original's time within {100 * most:g} points, "
+                f"expected {self._share:.3f} of the original's {self._cost} within {100 * most:g} points, "
                 "found no network that keeps both; allow more of either"
             )
         return best or (Draft(), self._search.dense, None)
@@ -236,7 +261,7 @@ class _Chooser:
         search = self._search
         remedy = "allow more time" if search.narrows else "allow more time, or let channels go with --widths"
         return (
-            f"expected at most {share:.3f} of the original's time, found {search.fastest.ratio:.3f} "
+            f"expected at most {share:.3f} of the original's {self._cost}, found {search.fastest.ratio:.3f} "
             f"({1 / search.fastest.ratio:.2f}× as fast) with every layer in its fastest way, whatever the damage; the "
             f"layers that take most: {', '.join(search.slowest(search.fast, 3))}; {remedy}"
         )

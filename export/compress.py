@@ -19,11 +19,11 @@ from ..errors import CheckFailed, InputError
 from ..files import sha256_of
 from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
 from ..runtime.inputs import Given
-from ..runtime.latency import Stopwatch
+from ..runtime.latency import Stopwatch, key_of
 from ..runtime.measure import measure
 from ..runtime.onnxfile import embedded
 from ..runtime.stats import samples_of, undisturbed
-from .budget import Budget, Chosen, choose, judged
+from .budget import Budget, Chosen, choose, counted, judged
 from .calibration import Preprocess, Samples
 from .calibration import load as load_samples
 from .choose import plan_by_energy
@@ -183,10 +183,11 @@ def _timed_decision(layer: Layer, found: Chosen, wish: Wish, dense_macs: dict[st
     if layer.closed or layer.name in wish.keep:
         return _dense(layer, dense_macs, layer.closed or "kept by name")
     if chosen is None or ratio is None:
-        why = "the time that factors would save is worth less than the damage"
-        why = found.returned.get(layer.name, why if ratio is None else f"{ratio:.2f} of its time, being narrower")
+        cost = found.timing.cost
+        why = f"what factors would save in {cost} is worth less than the damage"
+        why = found.returned.get(layer.name, why if ratio is None else f"{ratio:.2f} of its {cost}, being narrower")
         return _dense(layer, dense_macs, why).model_copy(update={"predicted": ratio})
-    reason = f"{ratio:.2f} of the dense layer's time, for {chosen.loss:.2%} of its output"
+    reason = f"{ratio:.2f} of the dense layer's {found.timing.cost}, for {chosen.loss:.2%} of its output"
     return _factored(layer, chosen, reason, dense_macs).model_copy(update={"predicted": ratio})
 
 
@@ -340,10 +341,16 @@ class Job:
         )
 
     def _measured(self, timing: PlanTiming, source: Path, model: ir.Model, folder: Path) -> PlanTiming:
-        """With what launch pairs of the two files say. Raises CheckFailed where that is over the budget."""
+        """With what launch pairs of the two files say, or a count of their instructions. Raises CheckFailed where that
+        is over the budget.
+        """
         assert self.watch is not None, "a budget of time needs a device"
+        content = serialize(model)
+        if self.watch.cost == "instructions":
+            found = self.watch.timed(embedded(source), [content], whole=True, launches=1)
+            return counted(timing, found[key_of(content)].ratio)
         small = folder / "timed.onnx"
-        small.write_bytes(serialize(model))
+        small.write_bytes(content)
         bench = measure(
             [("original", source), ("small", small)],
             self.watch.transport,

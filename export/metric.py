@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import subprocess
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..errors import CheckFailed, InputError
 from ..files import sha256_of
 from ..records import ModelScore
 from ..runtime import costs
+from ..runtime.inputs import write_arrays
 from ..runtime.serving import told
 from ..runtime.turns import Options
 from .calibration import Feed, Preprocess, Samples, load
@@ -150,18 +150,10 @@ def _runs(
         load_model(process, {"model": transport.place(model), **told(transport, Options(threads=threads), [])})
 
         def run(feed: Feed) -> list[NDArray]:
-            _write_npz(inputs, feed)
+            write_arrays(inputs, feed)
             return outputs(process, transport.place(inputs))
 
         yield run
-
-
-def _write_npz(path: Path, feed: Feed) -> None:
-    """As numpy.savez does, which takes some names for its own arguments; the same bytes for the same arrays."""
-    with zipfile.ZipFile(path, "w") as file:
-        for name, array in feed.items():
-            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _filled(feed: Feed, missing: int) -> Feed:

@@ -14,14 +14,15 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from .. import __version__
 from ..errors import InputError
 from ..files import sha256_of
 from ..records import Package, PackagedFile, PackagedTensor, Parity, Plan
+from ..runtime.agreement import precision
 from ..runtime.inputs import Given, graph_inputs, make_inputs
-from ..runtime.onnxfile import has_external, nodes, read, tensors
+from ..runtime.onnxfile import has_external, nodes, read
 from .fold import batches, naming, record_names
 from .graphs import load
 from .opsets import require_known_opset
@@ -39,15 +40,10 @@ _VERBATIM = {
 }
 
 # How far outputs may be off on another CPU: several times what the runtime's own ways of running the model differ
-# by, and no less than what these numbers are precise to.
+# by, and no less than what its numbers are precise to.
 _FACTOR = 4.0
-_FLOAT32 = 1e-5  # aarch64 against x86 is below 2e-6 for single convolutions, SME kernels included
-_INT8 = 1e-2  # a level more or less of an 8-bit output: 1/127 of the largest
-_HALF = 2e-2  # CPUs with half-precision arithmetic add in it, others in float32
 _MOST = 0.25  # a tolerance above it would find nothing wrong with anything
 _NOTHING = "there is nothing to hold a board against"
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
 # numpy's name → C++'s and ONNX Runtime's
 _CPP_TYPES = {
@@ -127,17 +123,11 @@ def _expected(
     spread = max(difference(optimized, outputs)[0], difference(run(ort_file, inputs), run(content, inputs))[0])
     if not np.isfinite(spread):
         raise InputError(f"the model puts out NaN, infinity or nothing; {_NOTHING}")
-    tolerance = max(_FACTOR * spread, _precision(proto))
+    tolerance = max(_FACTOR * spread, precision(proto))
     if tolerance > _MOST:
         ways = f"its outputs differ by {spread:.2g} between ONNX Runtime's own ways of running it"
         raise InputError(f"{ways}, expected at most {_MOST / _FACTOR:.2g}; {_NOTHING}")
     return outputs, tolerance
-
-
-def _precision(proto: onnx.ModelProto) -> float:
-    if any(tensor.data_type in _HALVES for tensor in tensors(proto)):
-        return _HALF
-    return _INT8 if any(node.op_type in _QUANTIZED for node in nodes(proto)) else _FLOAT32
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckFailed, InputError
 from ..records import ParityCheck
+from ..runtime.agreement import difference
 from ..runtime.inputs import Given, make_inputs
 from .reference import EVALUATION_ERRORS, evaluate, wide
 from .sessions import RUNTIME_ERRORS, InferenceSession, one_line, session
@@ -122,24 +123,6 @@ def require(check: ParityCheck) -> ParityCheck:
             f"{check.relative:.2g}; nothing was written, please report the model"
         )
     return check
-
-
-def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, float]:
-    """max|Δ| / max|truth| and max|Δ| over all outputs; infinite for NaN, other shapes, or no numbers at all."""
-    if [output.shape for output in outputs] != [output.shape for output in truth]:
-        return np.inf, np.inf
-    if not outputs or not any(output.size for output in truth):
-        return np.inf, np.inf
-    worst_relative = worst = 0.0
-    for output, true in zip(outputs, truth, strict=True):
-        with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which is what it is judged as
-            absolute = float(np.max(np.abs(output.astype(np.float64) - true), initial=0.0))
-        scale = float(np.max(np.abs(true), initial=0.0))
-        if not np.isfinite(absolute) or not np.isfinite(scale):
-            return np.inf, np.inf
-        worst = max(worst, absolute)
-        worst_relative = max(worst_relative, absolute / scale if scale > 0 else absolute)
-    return worst_relative, worst
 
 
 def run(model: bytes | Path, inputs: Mapping[str, NDArray]) -> list[NDArray]:

@@ -11,13 +11,15 @@ scores.py    evaluation.json
 boards.py    cards and what a board turns out to be
 bench.py     bench.json, and bench.json.part while it is measured
 explanations.py  explanation.json
+counts.py    cost.json
 packages.py  manifest.json of a package
 """
 
 from __future__ import annotations
 
-from .base import FormName, Part, Positive, Record, Sha256, first_problem
+from .base import CostKind, FormName, Part, Positive, Record, Sha256, first_problem
 from .bench import (
+    Agreement,
     Begun,
     Bench,
     Block,
@@ -38,6 +40,7 @@ from .bench import (
     Variant,
 )
 from .boards import Card, CpuFacts, Facts, Weather
+from .counts import Cost, LayerCount, ModelCount
 from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
 from .packages import Package, PackagedFile, PackagedTensor
 from .plans import (
@@ -87,6 +90,7 @@ from .training import (
 )
 
 __all__ = [
+    "Agreement",
     "Bar",
     "Begun",
     "Bench",
@@ -101,6 +105,8 @@ __all__ = [
     "ComparisonSpec",
     "Compressed",
     "Context",
+    "Cost",
+    "CostKind",
     "CpuFacts",
     "Damage",
     "DataSpec",
@@ -119,12 +125,14 @@ __all__ = [
     "GroupDecision",
     "Improvement",
     "Launch",
+    "LayerCount",
     "LayerDecision",
     "LayerSummary",
     "LayerTable",
     "LayerTime",
     "Made",
     "Matched",
+    "ModelCount",
     "ModelScore",
     "ModelSpec",
     "Moment",

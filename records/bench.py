@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -190,11 +190,24 @@ class Done(Part):
     launches: dict[str, Launch]
 
 
+class Agreement(Part):
+    """How far a variant's outputs on the device are off those of the machine that asked, relative to the largest."""
+
+    variant: str
+    relative: Annotated[float, Field(ge=0)]
+    allowed: Positive
+
+    @property
+    def passed(self) -> bool:
+        """Whether they agree."""
+        return self.relative <= self.allowed
+
+
 class Bench(Record):
     """`bench.json`: raw samples first, everything else derived from them.
 
-    Format 1: first version; what came later (`pilot`, `paced`, `sustained`, `operators`, `inputs_sha256`) may be
-    missing.
+    Format 1: first version; what came later (`pilot`, `paced`, `sustained`, `operators`, `inputs_sha256`,
+    `agreements`) may be missing. Of an emulated device there are agreements, and no times.
     """
 
     history: ClassVar[str] = "1: first version"
@@ -207,3 +220,4 @@ class Bench(Record):
     paced: list[Paced] = Field(default_factory=list)
     sustained: list[Sustained] = Field(default_factory=list)
     operators: list[OperatorTable] = Field(default_factory=list)
+    agreements: list[Agreement] = Field(default_factory=list)

@@ -19,13 +19,14 @@ class Card(Part):
 
     `host` may be an alias of the user's ~/.ssh/config, or of `ssh_config` (a file here); what is not given is left to
     that. `workdir` is a folder there, relative to the home folder unless it begins with a slash; `python` an
-    interpreter there, `runner` a program that answers instead, as docs/board.c does. Format 1: first version; with
-    transport ssh came `host` to `workdir`, then `runner`.
+    interpreter there, `runner` a program that answers instead, as docs/board.c does. `cpu` is QEMU's name of a
+    processor to emulate. Format 1: first version; with transport ssh came `host` to `workdir`, then `runner`, with qemu
+    `cpu`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
     about: str
-    transport: Literal["local", "ssh"]
+    transport: Literal["local", "ssh", "qemu"]
     host: Word | None = None
     user: Word | None = None
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -33,14 +34,23 @@ class Card(Part):
     python: BoardPath = "python3"
     runner: BoardPath | None = None
     workdir: BoardPath = ".cache/rankfold"
+    cpu: Word | None = None
     expected_architecture: str | None = None
     tested: str = Field(description="date of the last boot by a person, or 'never'")
 
     @model_validator(mode="after")
     def _reachable(self) -> Card:
-        if (self.transport == "ssh") != (self.host is not None):
-            raise ValueError(f"transport {self.transport} {'needs a' if self.transport == 'ssh' else 'has no'} host")
+        for transport, key in (("ssh", "host"), ("qemu", "cpu")):
+            if (self.transport == transport) != (getattr(self, key) is not None):
+                raise ValueError(
+                    f"transport {self.transport} {'needs a' if self.transport == transport else 'has no'} {key}"
+                )
         return self
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its times say nothing of a board's."""
+        return self.transport == "qemu"
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import FormName, Part, Record, Sha256
+from .base import CostKind, FormName, Part, Record, Sha256
 
 
 class GroupDecision(Part):
@@ -72,7 +72,8 @@ class Drop(Part):
 
 
 class PlanTiming(Part):
-    """What a plan was chosen for, and what it came to: times as shares of the original file's on that device.
+    """What a plan was chosen for, and what it came to: times as shares of the original file's on that device; where
+    `cost` says so, instructions on an emulated one, a proxy.
 
     `predicted` is from the latency table, `screened` from the network with these shapes before the plan was frozen,
     `measured` from launch pairs of the files after it; `fastest` is the least that any choice reaches; `drop` is there
@@ -81,6 +82,7 @@ class PlanTiming(Part):
 
     device: str
     threads: int
+    cost: CostKind = "time"
     budget: float | None = None
     rewrites: list[str] = Field(default_factory=list, description="exact ones that this device runs faster")
     fastest: float
@@ -94,8 +96,8 @@ class PlanTiming(Part):
 
 
 class Plan(Record):
-    """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version; `timing` may be
-    missing.
+    """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version; `timing` and its
+    `cost` may be missing.
     """
 
     source_sha256: Sha256 | None = None

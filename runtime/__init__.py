@@ -6,6 +6,8 @@ stats.py     pure functions on samples: the ratio of a pair, its interval over p
 kept.py      the pairs that are done, on the disk until the record is whole
 serving.py   a model on its way to a board
 load.py      a model at a rate of frames, and without a pause
+agreement.py outputs on an emulated device against those here
+counts.py    instructions on an emulated device, and bounds on them
 latency.py   the latency table: opaque models against one another, remembered
 operators.py where the time goes, by layer of the plan
 sweep.py     settings to measure one after the other

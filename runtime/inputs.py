@@ -58,6 +58,14 @@ def read_arrays(path: Path) -> dict[str, NDArray]:
         raise InputError(f"{path}: expected an npz file of plain arrays ({str(error)[:80]})") from error
 
 
+def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
+    """As numpy.savez does, which takes some names for its own arguments; the same bytes for the same arrays."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
 def given(shapes: Sequence[str] | None, arrays: Path | None) -> Given:
     """What the options `--shape` and `--inputs` say."""
     return Given(parse_shapes(shapes or ()), None if arrays is None else read_arrays(arrays))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +22,12 @@ from statistics import fmean
 
 import numpy as np
 
+from ..devices.counting import CountingTransport
+from ..devices.qemu import QemuTransport
 from ..devices.transport import BoardProcess, Transport, contest
 from ..errors import InputError
-from ..records import Facts
+from ..files import cache_folder
+from ..records import CostKind, Facts
 from .serving import persistently, told
 from .stats import most_frequent, undisturbed
 from .turns import Options, choose_cores
@@ -130,8 +132,8 @@ class Table:
 
 
 def table_path() -> Path:
-    """Where the table lies by default (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold" / "latency.sqlite"
+    """Where the table lies by default."""
+    return cache_folder() / "latency.sqlite"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class Stopwatch:
     facts: Facts
     options: Options
     table: Table
+
+    @property
+    def cost(self) -> CostKind:
+        """What its ratios are of. Instructions stand in the table as nanoseconds, under an emulated device."""
+        return "instructions" if isinstance(self.transport, CountingTransport) else "time"
 
     def fill(self, contests: Sequence[Contest], report: Callable[[int, int], None] = lambda done, total: None) -> int:
         """Time what the table lacks, each contest stored as soon as it is over; returns how many models.
@@ -221,8 +228,19 @@ class Stopwatch:
         }
 
 
-def stopwatch(transport: Transport, facts: Facts, options: Options, path: Path | None = None) -> Stopwatch:
-    """A stopwatch with the table of `path`, or of `table_path()`."""
+def stopwatch(
+    transport: Transport, facts: Facts, options: Options, path: Path | None = None, cost: CostKind = "time"
+) -> Stopwatch:
+    """A stopwatch with the table of `path`, or of `table_path()`; on an emulated device it counts instructions.
+
+    Raises InputError where a device cannot say what is asked for.
+    """
+    if isinstance(transport, QemuTransport):
+        if cost == "time":
+            raise InputError("an emulated device yields no times; plan by a proxy: compress --cost instructions")
+        transport = CountingTransport(transport)
+    elif cost == "instructions":
+        raise InputError("--cost instructions: this device is real; measure its times, or name an emulated one: qemu-…")
     return Stopwatch(transport, facts, options, Table(path or table_path(), setting_of(facts, options)))
 
 

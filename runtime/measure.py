@@ -20,7 +20,7 @@ from typing import Any
 from ..devices import probe
 from ..devices.transport import Session, Transport, time_block
 from ..errors import InputError
-from ..records import Begun, Bench, Block, Card, Comparison, Context, Done, Facts, Launch, Pair, Pilot, Variant
+from ..records import Begun, Bench, Block, Card, Comparison, Context, Done, Facts, Launch, Pair, Pilot
 from .diagnose import diagnose
 from .kept import Kept
 from .load import paced, sustained
@@ -166,7 +166,7 @@ def measure(
     launches = {m.name: [one.launches[m.name] for one in kept.done if m.name in one.launches] for m in sources}
     bench = Bench(
         context=context,
-        variants=[_variant(model, launches[model.name]) for model in sources],
+        variants=[model.variant(launches[model.name]) for model in sources],
         pairs=timed,
         comparisons=[compare(sources[0].name, model.name, timed) for model in sources[1:]],
         cautions=[],
@@ -296,15 +296,3 @@ def _check_same_input(baseline: str, expected: Session, name: str, found: Sessio
     shapes, other = list(expected.input_shapes.values()), list(found.input_shapes.values())
     if shapes != other:
         raise InputError(f"{name} takes inputs {other}, {baseline} takes {shapes}; compare models of one input")
-
-
-def _variant(model: Model, launches: list[Launch]) -> Variant:
-    return Variant(
-        name=model.name,
-        file=str(model.path),
-        sha256=model.sha256,
-        size_bytes=model.path.stat().st_size,
-        macs=model.costs.macs,
-        parameters=model.costs.parameters,
-        launches=launches,
-    )

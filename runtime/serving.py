@@ -16,7 +16,7 @@ from ..devices import probe
 from ..devices.transport import BoardProcess, Session, Transport, serve
 from ..errors import InputError, RankfoldError, Unreachable
 from ..files import sha256_of
-from ..records import Weather
+from ..records import Launch, Variant, Weather
 from . import costs
 from .turns import Options
 
@@ -34,6 +34,18 @@ class Model:
     path: Path
     sha256: str
     costs: costs.Costs
+
+    def variant(self, launches: list[Launch]) -> Variant:
+        """It in a record."""
+        return Variant(
+            name=self.name,
+            file=str(self.path),
+            sha256=self.sha256,
+            size_bytes=self.path.stat().st_size,
+            macs=self.costs.macs,
+            parameters=self.costs.parameters,
+            launches=launches,
+        )
 
 
 @dataclass(frozen=True)

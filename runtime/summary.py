@@ -16,7 +16,11 @@ def heading(verdict: str | None) -> str:
 
 
 def bench_summary(bench: Bench, verdict: str | None) -> str:
-    """The verdict, each variant against the baseline, and the cautions."""
+    """The verdict, each variant against the baseline, and the cautions; of an emulated device, against itself here."""
+    if bench.agreements:
+        off = [[one.variant, f"{one.relative:.1e}", f"{one.allowed:.0e}"] for one in bench.agreements]
+        where = f"{bench.context.device}, emulated: it yields no times"
+        return _page(verdict, ["model", "off from here", "allowed"], off, [where], bench.cautions)
     found = {comparison.variant: comparison for comparison in bench.comparisons}
     rows = []
     for variant in bench.variants:

@@ -11,11 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from rankfold.records import Frontier, LayerTable, Parity, Plan
+from rankfold.records import Cost, Frontier, LayerTable, Parity, Plan
 from rankfold.runtime import latency, turns
 from rankfold.runtime.costs import count
 from rankfold.runtime.latency import Table
 
+from .conftest import SOAK
+from .emulation import counter
 from .export.nets import Net
 from .making import rankfold
 
@@ -239,3 +241,37 @@ def test_a_model_without_a_choice_has_an_empty_table_and_a_table_that_is_not_the
     done = rankfold(tmp_path, "latency-table", "fill", "net.onnx", "--table", str(table))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "net.onnx: no layer of it can be written in another way\n"
+
+
+def test_instructions_are_a_cost_of_emulated_devices_and_of_budgets(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
+    for options, says in {
+        "--budget 0.7 --cost instructions": "--cost instructions: this device is real",
+        "--macs 0.7 --cost instructions": "--cost instructions: goes with --budget, --damage or --max-drop",
+    }.items():
+        code, _, error = call(f"compress net.onnx -o {tmp_path / 'out.onnx'} {options}")
+        assert code == 2
+        assert says in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not SOAK, reason="a dozen emulated processes: in soak")
+def test_a_plan_by_instructions_is_chosen_and_counted(models, tmp_path, call, monkeypatch):
+    counter("qemu-cortex-a72")
+    monkeypatch.chdir(models)
+    out, table = tmp_path / "small.onnx", tmp_path / "table.sqlite"
+    options = f"--budget 0.8 --cost instructions --device qemu-cortex-a72 --form spatial --table {table}"
+    code, said, error = call(f"compress net.onnx -o {out} {options}")
+    assert code == 0, error
+    timing = Plan.read(out.with_suffix(".plan.json")).timing
+    assert timing is not None
+    assert timing.measured is not None
+    assert (timing.cost, timing.low) == ("instructions", None)
+    assert timing.measured == pytest.approx(timing.screened, rel=0.01)
+    assert timing.measured <= 0.8 * 1.05
+    assert said.splitlines()[-1] == timing.verdict
+    code, said, error = call(f"cost net.onnx {out} -o {tmp_path / 'cost.json'}")
+    assert code == 0, error
+    dense, small = Cost.read(tmp_path / "cost.json").models
+    assert small.instructions / dense.instructions == pytest.approx(timing.measured, rel=0.01)

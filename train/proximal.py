@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ class DivergedError(RankfoldError):
     exit_code = 1
 
 
-Found = TypeVar("Found")
 Solver = Literal["gram", "svd", "newton-schulz"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 _ITERATIONS = 24  # of Newton and Schulz: eigenvalues grow 2.25-fold in each, 10⁻⁷ of the largest comes to 1 in 20
@@ -34,7 +33,8 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     CUDA's solvers can fail to converge on nearly rank-deficient matrices; then the CPU's does it.
     """
     _require_finite(matrix)
-    return _on_cpu_if_need_be(partial(torch.linalg.svd, full_matrices=False), matrix)
+    left, values, right = _on_cpu_if_need_be(partial(torch.linalg.svd, full_matrices=False), matrix)
+    return left, values, right
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ def singular_values(matrix: Tensor) -> Tensor:
     """
     if matrix.dtype == torch.float64:
         return svd(matrix)[1]
-    return _roots(_on_cpu_if_need_be(torch.linalg.eigvalsh, _gram(_wide(matrix)))).flip(-1)
+    (eigenvalues,) = _on_cpu_if_need_be(lambda gram: (torch.linalg.eigvalsh(gram),), _gram(_wide(matrix)))
+    return _roots(eigenvalues).flip(-1)
 
 
 def nuclear_norm_prox(
@@ -135,15 +136,12 @@ def _require_finite(matrix: Tensor) -> None:
         raise DivergedError("a weight matrix holds NaN or infinity: training diverged; lower the learning rate")
 
 
-def _on_cpu_if_need_be(solve: Callable[[Tensor], Found], matrix: Tensor) -> Found:
+def _on_cpu_if_need_be(solve: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor) -> tuple[Tensor, ...]:
     """What a solver finds; where an accelerator's does not converge, what the CPU's finds in float64."""
     try:
         return solve(matrix)
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        found = solve(matrix.double().cpu())
-        if isinstance(found, Tensor):
-            return found.to(matrix)
-        return type(found)(part.to(matrix) for part in found)
+        return tuple(part.to(matrix) for part in solve(matrix.double().cpu()))
 
 
 def soft_threshold(values: Tensor, threshold: float) -> Tensor:

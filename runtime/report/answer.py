@@ -68,6 +68,18 @@ def verdict(comparison: Comparison | None) -> Verdict:
     return Verdict(NO_GAIN, f"the interval {interval} contains 1", "loss")
 
 
+def _agreement(report: Report) -> tuple[str, str, Verdict]:
+    """The number, its unit and the verdict where nothing was timed: an emulator can speak of outputs alone."""
+    found = [row.agreement for row in report.rows if row.agreement]
+    if not found:
+        return "", "", Verdict("emulated", "no latency was measured, no outputs were compared", "none")
+    wrong = [one_line(one.variant) for one in found if not one.passed]
+    outputs = f"outputs of {', '.join(wrong)} differ from those here" if wrong else "all outputs agree with those here"
+    worst = max(one.relative for one in found)
+    tone = "loss" if wrong else "none"
+    return f"{worst:.1e}", "off from here, at most", Verdict("emulated", f"no latency was measured; {outputs}", tone)
+
+
 def answer(report: Report) -> Answer:
     """The top of the page for the headline variant, or for a model that stands alone."""
     first, chosen = report.baseline, report.headline
@@ -80,9 +92,12 @@ def answer(report: Report) -> Answer:
     else:
         number, unit = (ratio_text(comparison), f"the speed of {one_line(first.name)}") if comparison else ("", "")
         title = f"{one_line(chosen.name)} against {one_line(first.name)} on {device}"
+    judged = verdict(comparison) if chosen is not first else Verdict("not compared", "measured alone", "none")
+    if report.is_emulated:
+        number, unit, judged = _agreement(report)
     return Answer(
         title=title,
-        verdict=verdict(comparison) if chosen is not first else Verdict("not compared", "measured alone", "none"),
+        verdict=judged,
         number=number or NOT_MEASURED,
         unit=unit,
         interval=_interval_sentence(comparison),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...records import (
+    Agreement,
     Bench,
     Caution,
     Comparison,
@@ -60,6 +61,7 @@ class Row:
     comparison: Comparison | None
     score: Score | None
     side: Side
+    agreement: Agreement | None = None
 
     @property
     def name(self) -> str:
@@ -101,6 +103,11 @@ class Report:
     cautions: list[Caution]
     commands: list[str]
     recipe: str | None
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether there are no times, since nothing ran on a board."""
+        return self.bench.context.facts.emulated
 
     @property
     def baseline(self) -> Row:
@@ -157,7 +164,7 @@ def _refuse_unusable(path: Path, bench: Bench) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise InputError(f"{path}: variant {twice!r} appears twice; give each model a name of its own")
-    if bench.context.facts.emulated:
+    if bench.context.facts.emulated and bench.pairs:
         raise InputError(f"{path}: measured under an emulator, which yields no latency; measure on the board")
 
 
@@ -172,6 +179,7 @@ def _row(bench: Bench, variant: Variant, scores: Evaluation | None, split: Split
         comparison=None if variant.name == baseline else next(compared, None),
         score=next((score for score in scored if _split_of(score) == split), None),
         side=Side(),
+        agreement=next((one for one in bench.agreements if one.variant == variant.name), None),
     )
 
 

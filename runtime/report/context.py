@@ -11,20 +11,31 @@ _UNKNOWN = "not known"
 
 
 def context_rows(bench: Bench) -> list[tuple[str, str]]:
-    """Everything that must agree before this bench may be compared with another, one fact a row."""
-    rows = [*_board_rows(bench), *_session_rows(bench), *_weather_rows(bench)]
+    """Everything that must agree before this bench may be compared with another, one fact a row. An emulated board has
+    no machine and no weather of its own.
+    """
+    if bench.context.facts.emulated:
+        rows = [*_board_rows(bench), *_session_rows(bench)]
+    else:
+        rows = [*_board_rows(bench), *_machine_rows(bench), *_session_rows(bench), *_weather_rows(bench)]
     return [(one_line(what), one_line(value)) for what, value in rows]
 
 
 def _board_rows(bench: Bench) -> list[tuple[str, str]]:
     facts = bench.context.facts
-    governors = sorted({core.governor for core in bench.context.weather_before.cores if core.governor})
-    virtual = {None: "", True: ", virtual machine", False: ""}[facts.hypervisor]
+    kind = ", emulated" if facts.emulated else ", virtual machine" if facts.hypervisor else ""
     return [
         ("device", bench.context.device),
-        ("processor", f"{facts.cpu_model or 'model ' + _UNKNOWN}, {facts.architecture}{virtual}"),
+        ("processor", f"{facts.cpu_model or 'model ' + _UNKNOWN}, {facts.architecture}{kind}"),
         ("vector extensions", ", ".join(facts.isa) or _UNKNOWN),
         ("kernels' tile", f"{facts.tile} channels, {facts.layout} layout"),
+    ]
+
+
+def _machine_rows(bench: Bench) -> list[tuple[str, str]]:
+    facts = bench.context.facts
+    governors = sorted({core.governor for core in bench.context.weather_before.cores if core.governor})
+    return [
         ("cores", f"measured on {_cores(bench.context.cores)} of {facts.logical_cores} logical ones"),
         ("governor", ", ".join(governors) or _UNKNOWN),
         ("memory", quantity(facts.memory_bytes, "B") if facts.memory_bytes else _UNKNOWN),
@@ -49,7 +60,8 @@ def _session_rows(bench: Bench) -> list[tuple[str, str]]:
         ("session options", options or "defaults"),
         ("input", shapes or _UNKNOWN),
         ("sampling", f"{len(bench.pairs)} launch pairs, {launches} launches; "
-                     f"blocks of {context.block_runs} runs after {context.dropped_runs} dropped ones"),
+                     f"blocks of {context.block_runs} runs after {context.dropped_runs} dropped ones"
+                     if bench.pairs else "none, nothing was timed"),
         ("started", context.started_at),
     ]  # fmt: skip
 

@@ -41,6 +41,7 @@ def html_text(report: Report) -> str:
     return environment.get_template("page.html").render(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         answer=answer(report),
+        emulated=report.is_emulated,
         where=where(report),
         files=files_table(report),
         variants=variants_table(report),
@@ -63,7 +64,8 @@ def where(report: Report) -> list[str]:
     context = report.bench.context
     threads = f"{context.threads} thread{'' if context.threads == 1 else 's'}"
     runtime = f"onnxruntime {context.facts.onnxruntime_version}"
-    words = [context.device, context.facts.cpu_model, threads, runtime, context.started_at]
+    emulated = "emulated" if report.is_emulated else None
+    words = [context.device, context.facts.cpu_model, emulated, threads, runtime, context.started_at]
     return [one_line(word) for word in words if word]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...records import LayerDecision, ParityCheck
+from ...records import Agreement, LayerDecision, ParityCheck
 from .answer import realised_share
 from .assemble import Report, Row
 from .units import (
@@ -70,12 +70,26 @@ def _names(rows: Sequence[Row]) -> list[Cell]:
 
 
 def variants_table(report: Report) -> Table:
-    """Every variant with all that was measured; times are shown and never divided."""
+    """Every variant with all that was measured; times are shown and never divided. An emulated device has none, but
+    agreement with this machine.
+    """
     rows = report.rows
+    off = (Column("off from here", "max|Δ| / max|y|"), [_agreement_cell(row.agreement) for row in rows])
     columns = [
         (Column("variant", kind="name"), _names(rows)),
-        (Column("speed-up", "×, 95 % interval"), [_ratio_cell(report, row) for row in rows]),
+        *([] if report.is_emulated else [(Column("speed-up", "×, 95 % interval"), _ratio_cells(report))]),
         (Column("accuracy", "95 % interval"), [_score_cell(row) for row in rows]),
+        *([off] if report.is_emulated else _measured(rows)),
+        _scaled("size", "B", [row.variant.size_bytes for row in rows]),
+        _scaled("MACs", "", [row.variant.macs for row in rows]),
+        _scaled("parameters", "", [row.variant.parameters for row in rows]),
+    ]
+    return _table("Every variant, measured", columns, [row.role for row in rows])
+
+
+def _measured(rows: Sequence[Row]) -> list[tuple[Column, list[Cell]]]:
+    """Times, and memory."""
+    return [
         *(
             (Column(f"p{round(q * 100)}", "ms"), _times([row.quantile_s(q) for row in rows], _TOO_FEW))
             for q in (0.5, 0.9, 0.99)
@@ -83,11 +97,17 @@ def variants_table(report: Report) -> Table:
         (Column("first run", "ms"), _times([row.first_run_s for row in rows])),
         (Column("session creation", "ms"), _times([row.session_creation_s for row in rows])),
         _scaled("peak memory", "B", [row.peak_rss_bytes for row in rows]),
-        _scaled("size", "B", [row.variant.size_bytes for row in rows]),
-        _scaled("MACs", "", [row.variant.macs for row in rows]),
-        _scaled("parameters", "", [row.variant.parameters for row in rows]),
     ]
-    return _table("Every variant, measured", columns, [row.role for row in rows])
+
+
+def _agreement_cell(agreement: Agreement | None) -> Cell:
+    if agreement is None:
+        return Cell(NOT_MEASURED)
+    return Cell(f"{agreement.relative:.1e}", f"allowed {agreement.allowed:.0e}", alarm=not agreement.passed)
+
+
+def _ratio_cells(report: Report) -> list[Cell]:
+    return [_ratio_cell(report, row) for row in report.rows]
 
 
 def _ratio_cell(report: Report, row: Row) -> Cell:

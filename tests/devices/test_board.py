@@ -54,6 +54,16 @@ def test_it_is_python_3_8_and_needs_nothing_of_ours():
     assert imported <= ALLOWED_IMPORTS
 
 
+def test_the_blocked_layout_is_told_by_its_nodes():
+    """Every optimised file names the layout's operators, also where none of them is used: on aarch64, or here."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", [x], [y])
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    assert not board.uses_nchwc(plain.SerializeToString())
+    node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc")
+    assert board.NCHWC_NODE in node.SerializeToString()
+
+
 def test_a_model_is_loaded_pinned_warmed_up_and_timed(model: Path):
     core = max(os.sched_getaffinity(0))
     with LocalTransport().launch() as process:

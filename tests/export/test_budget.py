@@ -14,7 +14,7 @@ import pytest
 
 from rankfold.devices import probe
 from rankfold.errors import CheckFailed, InputError
-from rankfold.export.budget import Budget, Chosen, choose, judged
+from rankfold.export.budget import Budget, Chosen, choose, counted, judged
 from rankfold.export.candidates import DENSE, Way, frames_of, model_of, place_of
 from rankfold.export.compress import AUTO_FORMS
 from rankfold.export.damage import Candidate, scored
@@ -308,3 +308,15 @@ def test_what_launch_pairs_say_is_held_against_the_wish(ratio, run_s, budget, sa
     except CheckFailed as error:
         verdict = str(error)
     assert re.search(says, verdict)
+
+
+def test_a_count_is_held_against_the_wish_and_called_a_proxy():
+    told = {"device": "qemu-cortex-a72", "threads": 1, "cost": "instructions", "budget": 0.6}
+    timing = PlanTiming.model_validate(told | {"fastest": 0.4, "predicted": 0.58, "screened": 0.6})
+    found = counted(timing, 0.59)
+    assert (found.measured, found.low) == (0.59, None)
+    assert re.match(
+        r"0\.590 of the original's instructions on qemu-cortex-a72, predicted 0\.580: a proxy", found.verdict
+    )
+    with pytest.raises(CheckFailed, match=r"at most 0\.600 of the original's instructions, found 0\.700"):
+        counted(timing, 0.7)

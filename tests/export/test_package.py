@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from rankfold.files import making_folder, sha256_of
 from rankfold.records import Package, Parity, ParityCheck, Plan
 from rankfold.runtime.inputs import Given
 
+from ..emulation import emulated
 from .conftest import chain
 from .written import LOOP, TOKENS, parsed
 
@@ -53,7 +55,7 @@ for path in sys.argv[1:]:
     OrtFormatModelProcessor(path, found, None).process()
     print({domain: sorted({name for names in opsets.values() for name in names}) for domain, opsets in found.items()})
 """
-BOARD_S = 60.0
+BOARD_S = 180.0  # an emulated one on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +245,22 @@ def test_a_changed_weight_with_its_checksum_is_seen_in_the_outputs(board):
     code, said = verify(board)
     assert code == 1, said
     assert re.fullmatch(r"no: model.onnx: relative error \S+ by onnxruntime \S+ on \S+, allowed 1.0e-05\n", said)
+
+
+def test_on_aarch64_it_says_yes_and_no_where_a_weight_is_another(board, tmp_path, counts):
+    """The numbers themselves, behind a checksum that agrees, in soak."""
+    python = tmp_path / "python of a Cortex-A72"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(emulated("qemu-cortex-a72").python())} "$@"\n')
+    python.chmod(0o755)
+    code, said = verify(board, PYTHON=str(python))
+    assert code == 0, said
+    assert re.fullmatch(r"yes: all files .*: relative error \S+ by onnxruntime \S+ on aarch64, allowed 1.0e-05\n", said)
+    change_a_weight(board, 0.1)
+    if summed := counts(False, True):
+        sum_again(board, "model.onnx")
+    code, said = verify(board, PYTHON=str(python))
+    assert code == 1, said
+    assert ("on aarch64, allowed 1.0e-05" if summed else "no: model.onnx is not what was packaged") in said
 
 
 def test_what_the_runtime_refuses_is_one_line(board):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rankfold.devices import probe
+from rankfold.devices import card, probe
+from rankfold.devices.counting import Counted
 from rankfold.devices.local import LocalTransport
+from rankfold.devices.qemu import QemuTransport
 from rankfold.errors import InputError, Unreachable
 from rankfold.records import Facts
 from rankfold.runtime import serving
@@ -152,3 +156,52 @@ def test_a_model_that_the_runtime_refuses_is_one_line(tmp_path):
         watch.timed(product(8), [onnx.ModelProto().SerializeToString() + b"\x08\x08"])
     assert "\n" not in str(raised.value)
     assert watch.table.count() == 0
+
+
+# --- instructions instead of times --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch) -> list[list[int]]:
+    """An emulator on which a model takes as many instructions as its file has bytes; what it was asked to count."""
+    (tmp_path / "qemu-aarch64").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked: list[list[int]] = []
+
+    def count(transport: QemuTransport, request: dict[str, Any]) -> list[Counted]:
+        sizes = [Path(path).stat().st_size for path in request["models"]]
+        asked.append(sizes)
+        return [Counted(size, 0, 0) for size in sizes]
+
+    monkeypatch.setattr("rankfold.devices.counting.count", count)
+    return asked
+
+
+def test_counts_are_ratios_without_error_and_nothing_is_counted_twice(tmp_path, counted):
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process).model_copy(update={"emulated": True})
+    emulated = QemuTransport(card.find("qemu-cortex-a72"))
+    watch = stopwatch(emulated, facts, Options(), tmp_path / "t.sqlite", "instructions")
+    assert watch.cost == "instructions"
+    one, two, three = (b"x" * size for size in (1000, 2000, 3000))
+    assert watch.fill([Contest(one, [two, three]), Contest(two, [three])]) == 3
+    assert counted == [[1000, 2000, 3000]]
+    found = watch.timed(one, [two], whole=True, launches=4)[key_of(two)]
+    assert counted == [[1000, 2000, 3000]]
+    assert (found.ratio, found.error, len(found.launches)) == (
+        pytest.approx(2, rel=1e-9),
+        pytest.approx(0, abs=1e-9),
+        4,
+    )
+    assert found.reference_s == pytest.approx(1e-6)
+    assert watch.table.known(two)[key_of(three)].ratio == pytest.approx(1.5, rel=1e-9)
+
+
+def test_times_and_instructions_are_not_taken_for_each_other(tmp_path, counted):
+    with LocalTransport().launch() as process:
+        facts = probe.facts(process)
+    with pytest.raises(InputError, match=r"an emulated device yields no times; .* --cost instructions"):
+        stopwatch(QemuTransport(card.find("qemu-cortex-a72")), facts, Options(), tmp_path / "t.sqlite")
+    with pytest.raises(InputError, match="--cost instructions: this device is real"):
+        stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite", "instructions")
+    assert stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite").cost == "time"
