@@ -26,12 +26,14 @@ def rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Maker:
-    """A folder with recipe.toml, a stand-in for the virtual environment, and the run folder `run`."""
+    """A folder with recipe.toml, a stand-in for the virtual environment, and the run folder `run`: new, or as it is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.recipe, self.run = folder, folder / "recipe.toml", folder / "run"
         self._log = folder / "commands.log"
         venv = folder / "venv"
+        if venv.exists():
+            return
         (venv / "bin").mkdir(parents=True)
         script = venv / "bin" / "rankfold"
         script.write_text(_RECORDER.format(log=self._log, python=sys.executable))

@@ -301,6 +301,7 @@ def test_compare_judges_two_benches_and_leaves_a_summary(finished, tmp_path, cal
 
 def test_a_sweep_leaves_a_record_a_setting_and_loads_and_operators_in_it(finished, tmp_path, call, monkeypatch):
     monkeypatch.setattr("rankfold.runtime.load.PACED_S", 0.1)
+    monkeypatch.setattr("rankfold.runtime.turns._PAIR_S", 0.1)
     options = "--pairs 2 --rate 200 --sustain 0.1 --operators --sweep spinning=on,off"
     found, out, err = call(f"bench {finished.run} -o {tmp_path / 'b.json'} {options}")
     assert found == 0, err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,19 @@ def _error(models: Path, small: Path) -> float:
     return float(np.square(found - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
 
 
-def test_data_makes_the_same_macs_cost_less(models, tmp_path):
+def in_a_fresh_process(folder: Path, line: str) -> tuple[int, str, str]:
+    done = rankfold(folder, *shlex.split(line))
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_data_makes_the_same_macs_cost_less(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     errors = {}
-    for name, options in (("plain", []), ("aware", ["--data", "data.npz"])):
+    for name, run in (("plain", call), ("aware", partial(in_a_fresh_process, models))):
         out = tmp_path / f"{name}.onnx"
-        done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--macs", "0.6", "--tile", "1", *options)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        data = " --data data.npz" if name == "aware" else ""
+        code, said, err = run(f"compress net.onnx -o {out} --macs 0.6 --tile 1{data}")
+        assert (code, err) == (0, ""), err
         plan = Plan.read(out.with_suffix(".plan.json"))
         counted = count(out)
         assert counted.macs is not None
@@ -66,32 +74,30 @@ def test_data_makes_the_same_macs_cost_less(models, tmp_path):
         assert all(layer.loss is not None for layer in plan.layers.values() if layer.form != "dense")
         checks = Parity.read(out.with_suffix(".parity.json")).checks
         assert {check.what for check in checks if check.bound is None} == {"factorise"}
-        assert "M MACs" in done.stdout.splitlines()[-1]
+        assert "M MACs" in said.splitlines()[-1]
         errors[name] = _error(models, out)
     assert errors["aware"] < 0.7 * errors["plain"]
 
 
-def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_path):
-    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
-    options = ("--macs", "0.6", "--tile", "1", "--data", "data.npz")
-    planned = rankfold(models, "compress", "net.onnx", "-o", str(first), *options, "--plan-only", "--frontier")
-    assert planned.returncode == 0, planned.stderr
-    assert "predicted damage" in planned.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"first.plan.json"}
-    plan = str(tmp_path / "first.plan.json")
-    done = rankfold(
-        models, "compress", "net.onnx", "-o", str(again), "--plan", plan, "--tile", "1", "--data", "data.npz"
-    )
-    assert done.returncode == 0, done.stderr
-    kept = [(name, layer.form, layer.ranks) for name, layer in Plan.read(Path(plan)).layers.items()]
+def test_a_plan_is_carried_out_again_and_only_planned_if_so_wished(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
+    plan, again = tmp_path / "first.plan.json", tmp_path / "again.onnx"
+    options = "--macs 0.6 --tile 1 --data data.npz --plan-only --frontier"
+    code, said, err = call(f"compress net.onnx -o {tmp_path / 'first.onnx'} {options}")
+    assert code == 0, err
+    assert "predicted damage" in said
+    assert {path.name for path in tmp_path.iterdir()} == {plan.name}
+    code, _, err = call(f"compress net.onnx -o {again} --plan {plan} --tile 1 --data data.npz")
+    assert code == 0, err
+    kept = [(name, layer.form, layer.ranks) for name, layer in Plan.read(plan).layers.items()]
     assert [(n, x.form, x.ranks) for n, x in Plan.read(again.with_suffix(".plan.json")).layers.items()] == kept
 
 
-def test_pruning_and_factorising_go_together(models, tmp_path):
+def test_pruning_and_factorising_go_together(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     out = tmp_path / "small.onnx"
-    wish = ("--prune", "0.3", "--macs", "0.7", "--tile", "1", "--data", "data.npz")
-    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *wish)
-    assert done.returncode == 0, done.stderr
+    code, _, err = call(f"compress net.onnx -o {out} --prune 0.3 --macs 0.7 --tile 1 --data data.npz")
+    assert code == 0, err
     plan = Plan.read(out.with_suffix(".plan.json"))
     assert any("pruned" in group.reason for group in plan.groups.values())
     assert any(layer.form != "dense" for layer in plan.layers.values())
@@ -102,15 +108,15 @@ def test_pruning_and_factorising_go_together(models, tmp_path):
     assert _error(models, out) < 0.3
 
 
-def test_a_file_of_at_most_so_many_bytes(models, tmp_path):
+def test_a_file_of_at_most_so_many_bytes(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     out, before = tmp_path / "small.onnx", (models / "net.onnx").stat().st_size
     budget = int(0.7 * before)
-    options = ("--budget-bytes", str(budget), "--tile", "1", "--data", "data.npz", "--frontier")
-    done = rankfold(models, "compress", "net.onnx", "-o", str(out), *options)
-    assert done.returncode == 0, done.stderr
+    code, said, err = call(f"compress net.onnx -o {out} --budget-bytes {budget} --tile 1 --data data.npz --frontier")
+    assert code == 0, err
     assert 0.4 * budget < out.stat().st_size <= budget
-    assert "MACs or weights" in done.stdout
-    assert "calibration inputs" in done.stdout
+    assert "MACs or weights" in said
+    assert "calibration inputs" in said
     damage = Parity.read(out.with_suffix(".parity.json")).damage
     assert damage is not None
     assert damage.n == 96
@@ -166,10 +172,11 @@ def test_layers_are_timed_the_choice_is_judged_and_measured(models, tmp_path, ca
     assert list(tmp_path.glob("refused*")) == []
 
 
-def test_full_rank_changes_nothing(models, tmp_path):
+def test_full_rank_changes_nothing(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     out = tmp_path / "same.onnx"
-    done = rankfold(models, "compress", "net.onnx", "-o", str(out), "--energy", "1", "--tile", "1")
-    assert done.returncode == 0, done.stderr
+    code, _, err = call(f"compress net.onnx -o {out} --energy 1 --tile 1")
+    assert code == 0, err
     assert _error(models, out) < 1e-9
 
 
@@ -210,7 +217,8 @@ def test_full_rank_changes_nothing(models, tmp_path):
         ("net.onnx -o small.npz/out.onnx --macs 0.5", "small.npz/out.onnx"),
     ],
 )
-def test_bad_input_is_one_line(models, tmp_path, arguments, says):
+def test_bad_input_is_one_line(models, tmp_path, call, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
     for name in ("net.onnx", "small.npz"):
         (tmp_path / name).symlink_to(models / name)
     decision = {"form": "channel", "ranks": [2], "reason": "by hand"}
@@ -219,28 +227,33 @@ def test_bad_input_is_one_line(models, tmp_path, arguments, says):
     Table(tmp_path / "t.sqlite", {})
     (tmp_path / "torn.json").write_text('{"format": 1, "til')
     before = {path.name for path in tmp_path.iterdir()}
-    done = rankfold(tmp_path, "compress", *shlex.split(arguments))
-    assert done.returncode in (1, 2)
-    (line,) = done.stderr.splitlines()
+    code, out, err = call(f"compress {arguments}")
+    assert code in (1, 2)
+    (line,) = err.splitlines()
     assert line.startswith("rankfold: ")
     assert says in line
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in out
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_a_model_without_a_choice_has_an_empty_table_and_a_table_that_is_not_there_is_not_made(tmp_path):
+def test_a_model_without_a_choice_has_an_empty_table_and_a_table_that_is_not_there_is_not_made(
+    tmp_path, call, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     net = Net(channels=3, spatial=(8, 8))
     onnx.save(net.model(net.conv("input", "depthwise", 3, group=3)), tmp_path / "net.onnx")
     table = tmp_path / "table.sqlite"
-    done = rankfold(tmp_path, "latency-table", "show", "net.onnx", "--table", str(table))
-    assert (done.returncode, done.stderr) == (
+    assert call(f"latency-table show net.onnx --table {table}") == (
         2,
+        "",
         f"rankfold: no latency table at {table}; fill it first: rankfold latency-table fill net.onnx\n",
     )
     assert not table.exists()
-    done = rankfold(tmp_path, "latency-table", "fill", "net.onnx", "--table", str(table))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "net.onnx: no layer of it can be written in another way\n"
+    assert call(f"latency-table fill net.onnx --table {table}") == (
+        0,
+        "net.onnx: no layer of it can be written in another way\n",
+        "",
+    )
 
 
 def test_instructions_are_a_cost_of_emulated_devices_and_of_budgets(models, tmp_path, call, monkeypatch):

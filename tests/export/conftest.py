@@ -85,7 +85,7 @@ def border_of_a_constant() -> Case:
 
 def average_of_padding() -> Case:
     """An average that counts padded zeros turns the constant 0.5 into a border; zeros it leaves alone."""
-    net = Net()
+    net = Net(spatial=(6, 5))
     half = net.op("Sigmoid", net.conv("input", "a", 8, dead=DEAD))
     zero = net.op("Relu", net.conv("input", "b", 8, dead=DEAD))
     pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}

@@ -21,6 +21,7 @@ from rankfold.devices.child import ChildProcess
 from rankfold.devices.local import LocalTransport
 from rankfold.errors import DeviceError, InputError
 from rankfold.records import Bench
+from rankfold.runtime import turns
 from rankfold.runtime.measure import Options, Progress, measure
 
 from .conftest import save_convolution
@@ -28,6 +29,12 @@ from .conftest import save_convolution
 HOST = find("host")
 QUICK = Options(pairs=2, block_runs=3, dropped_runs=1)
 FAR_FROM_ONE = 20.0  # a file against its copy; even two bad launches are nowhere near this
+
+
+@pytest.fixture(autouse=True)
+def short_pairs(monkeypatch) -> None:
+    monkeypatch.setattr(turns, "_PAIR_S", turns._PAIR_S / 20)
+    monkeypatch.setattr(turns, "_PAIR_WITH_POOL_S", turns._PAIR_WITH_POOL_S / 20)
 
 
 class Recording(LocalTransport):

@@ -13,6 +13,7 @@ from rankfold.export.from_torch import to_onnx
 from rankfold.export.shrink import shrink
 from rankfold.records import ModelSpec
 from rankfold.train.models import build
+from rankfold.train.models.resnet import ResNet
 from rankfold.train.proximal import sparse_group_prox
 from rankfold.train.regularizer import CompressionAware
 
@@ -58,7 +59,11 @@ def make_ups(regularizer: CompressionAware) -> dict[tuple[str, ...], int]:
 @pytest.fixture
 def resnet() -> nn.Module:
     torch.manual_seed(0)
-    model = build(ModelSpec(name="resnet20"), 3, 10)
+    return uneven(build(ModelSpec(name="resnet20"), 3, 10))
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """No two channels are scaled alike."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -148,7 +153,9 @@ def test_what_dies_is_folded_exactly_out_of_every_stage(resnet, tmp_path: Path):
     assert kept["layer3.0.conv2"] == max(1, stage_3)
 
 
-def test_holding_rounds_each_family_and_its_state_comes_back(resnet):
+def test_holding_rounds_each_family_and_its_state_comes_back():
+    torch.manual_seed(0)
+    resnet = uneven(ResNet(1, 3, 10, (16, 32, 64)))  # a block a stage
     regularizer, optimizer = coupled(resnet, group=1.0, every=1, relative=True, tile=8, hold_at=3)
     resnet.train()
     for _ in range(5):

@@ -49,12 +49,18 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(params=_VIEWS)
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    theme, width = _VIEWS[request.param]
-    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page()
     yield opened
     opened.close()
+
+
+def look(page: Page, view: str) -> None:
+    """As on another device."""
+    theme, width = _VIEWS[view]
+    page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": width, "height": 900})
 
 
 def problems_of(page: Page, file: Path) -> list[str]:
@@ -76,17 +82,21 @@ def alone(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [samples.comparison_folder, samples.run_folder, samples.hostile_folder, alone])
 def test_silent_alone_and_no_wider_than_the_window(page: Page, tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    assert problems_of(page, write_report(make(tmp_path))) == []
-    width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert width[0] <= width[1]
+    heard = problems_of(page, write_report(make(tmp_path)))
+    for view in _VIEWS:
+        look(page, view)
+        width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        assert width[0] <= width[1], view
+    assert heard == []
 
 
 def test_text_is_legible_and_figures_have_words(page: Page, tmp_path: Path) -> None:
     problems_of(page, write_report(samples.comparison_folder(tmp_path)))
     assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label').length > 30)")
     assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.caption && t.tHead)")
-    poor = page.evaluate(_POOR_CONTRAST, _CONTRAST)
-    assert poor == []
+    for view in _VIEWS:
+        look(page, view)
+        assert page.evaluate(_POOR_CONTRAST, _CONTRAST) == [], view
 
 
 def test_the_listeners_hear(browser: Browser, tmp_path: Path) -> None:
