@@ -42,6 +42,9 @@ def bench(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the record goes.")] = Path("bench.json"),
     shape: options.ShapeOption = None,
     inputs: options.InputsOption = None,
+    governor: Annotated[
+        str | None, typer.Option(help="Frequency governor meanwhile, e.g. performance; then what it was.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
     sustain: Annotated[float | None, typer.Option(help="Then run each without a pause for so many seconds.")] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Then profile each: time by layer, operator.")] = False,
@@ -73,6 +76,7 @@ def bench(
         "seed": seed,
         "shapes": parse_shapes(shape or ()),
         "inputs": inputs,
+        "governor": governor,
         "rate_hz": rate,
         "sustain_s": sustain,
         "operators": operators,

@@ -7,6 +7,7 @@ run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, pl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,7 @@ from .terminal import Bar, bars
 if TYPE_CHECKING:
     from torch import nn
 
+    from .devices.transport import Transport
     from .runtime.turns import Options
     from .train.checkpoint import Checkpoint
     from .train.data import Dataset
@@ -140,22 +142,30 @@ def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, see
     ]
 
 
-def measure_models(models: Sequence[Path], *, output: Path, device: str = "host", **asked: Any) -> Bench:
+def measure_models(
+    models: Sequence[Path], *, output: Path, device: str = "host", governor: str | None = None, **asked: Any
+) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`.
 
-    `asked` are fields of `runtime.turns.Options`.
+    The device has that frequency governor meanwhile. `asked` are fields of `runtime.turns.Options`.
     """
     from .devices import card
     from .runtime.turns import Options
 
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
-    with bars() as new_bar:
-        return _measured(sources, found, Options(**asked), new_bar, "bench", output)
+    with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
+        return _measured(sources, transport, found, Options(**asked), new_bar, "bench", output)
 
 
 def sweep_models(
-    models: Sequence[Path], *, output: Path, sweep: Sequence[str], device: str = "host", **asked: Any
+    models: Sequence[Path],
+    *,
+    output: Path,
+    sweep: Sequence[str],
+    device: str = "host",
+    governor: str | None = None,
+    **asked: Any,
 ) -> Iterator[tuple[str, Path, Bench]]:
     """Measure under one setting after the other: `bench.json` → `bench.threads-1.json` and so on."""
     from .devices import card
@@ -165,14 +175,32 @@ def sweep_models(
     found, sources = card.find(device), named(models)
     require_writable(output)
     planned = settings(sweep, Options(**asked), probe_device(device)[0])
-    with bars() as new_bar:
+    with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
         for name, options in planned:
             path = output.with_name(f"{output.stem}.{name}{output.suffix}")
-            yield name, path, _measured(sources, found, options, new_bar, name, path)
+            yield name, path, _measured(sources, transport, found, options, new_bar, name, path)
+
+
+@contextmanager
+def reserved_device(card: Card, new_bar: Callable[[str], Bar], governor: str | None = None) -> Iterator[Transport]:
+    """The way to a device for measuring; while somebody else measures there, a bar says who."""
+    from .devices.reach import reserved
+
+    waiting: list[Bar] = []
+
+    def tell(why: str) -> None:
+        waiting.append(waiting[0] if waiting else new_bar(card.name))
+        waiting[0].show(0, 1, None, why)
+
+    with reserved(card, tell, governor) as transport:
+        for bar in waiting[:1]:
+            bar.show(1, 1, None, "")
+        yield transport
 
 
 def _measured(
     sources: Sequence[tuple[str, Path]],
+    transport: Transport,
     found: Card,
     options: Options,
     new_bar: Callable[[str], Bar],
@@ -180,14 +208,12 @@ def _measured(
     path: Path,
 ) -> Bench:
     """The record is written when the pairs are done, and again with what was asked for beside them."""
-    from .devices.reach import transport_of
     from .runtime.measure import Progress, measure, under_load
 
     def shown(what: str) -> Callable[[Progress], None]:
         bar = new_bar(what)
         return lambda now: bar.show(now.done, now.total, now.left_s, now.what)
 
-    transport = transport_of(found)
     bench = measure(sources, transport, found, options, shown(name))
     bench.write(path)
     if options.loads:

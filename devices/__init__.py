@@ -6,8 +6,9 @@ transport.py  the seam: files are placed on a board, a process there answers req
 local.py      the transport to this machine: board.py in a fresh process, killed with us
 ssh.py        the transport to a board: files by their content, board.py behind the system's ssh
 child.py      a child process that answers JSON lines, which both start
+reservation.py  a board for one command alone; keeper.py is what runs there for it, Python 3.8 only
 check.py      card → findings: is a board fit to measure on?
 setup.py      card → numpy and onnxruntime there; wheels.py puts them together here
-board.py      the one file that runs on a board; Python 3.8, numpy and onnxruntime only
+board.py      what runs on a board; Python 3.8, numpy and onnxruntime only
 probe.py      what the board turns out to be, and what changes while one measures
 """

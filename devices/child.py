@@ -53,6 +53,11 @@ class ChildProcess:
         """The child's process id."""
         return self._child.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child has not ended yet."""
+        return self._child.poll() is None
+
     def __enter__(self) -> Self:
         return self
 

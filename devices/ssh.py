@@ -88,8 +88,13 @@ class SshTransport:
         _hang_up_at_end(*self._options(), *self._address())
 
     def launch(self) -> ChildProcess:
-        """Start board.py there; leaving the process's context ends it, and so does the end of the connection."""
-        run = f'"$python" -I {shlex.quote(self.place(BOARD))}; exit $?'  # by the shell, which has a status for a signal
+        """Start board.py there."""
+        return self.start(BOARD)
+
+    def start(self, program: Path, *arguments: str) -> ChildProcess:
+        """Start a program of ours there. Leaving the process's context ends it, as does the end of the connection."""
+        words = shlex.join([self.place(program), *arguments])
+        run = f'"$python" -I {words}; exit $?'  # by the shell, which has a status for a signal
         return ChildProcess(self._command(self.interpreter + run), self._death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,10 @@ import onnx_ir as ir
 import pytest
 
 from rankfold.devices import card, local, ssh, wheels
+from rankfold.devices.reservation import KEEPER, Reserved
+from rankfold.devices.ssh import SshTransport
 from rankfold.devices.transport import Outfit
+from rankfold.files import sha256_of
 from rankfold.records import Bench, Explanation, Plan
 from rankfold.runtime import latency, serving, turns
 
@@ -30,6 +34,7 @@ from .making import RANKFOLD
 from .servers import Server, on
 from .test_cli_child import alive, interrupted
 
+PAIR = 6  # processes there: a shell and Python each for two models and the keeper
 GONE_S = 10.0  # an idle connection would last for twice as long
 
 
@@ -218,20 +223,23 @@ def test_bench_goes_on_when_the_connection_was_cut(added: Server, folder: Path, 
     monkeypatch.setattr(serving, "WAITS_S", (0.1, 0.2, 0.4))
     cuts: list[int] = []
     threading.Thread(target=cut_in_a_pair, args=(added, cuts), daemon=True).start()
-    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 2")
+    code, _, err = call("bench dense.onnx small.onnx --device pi --pairs 2 --governor performance")
     assert code == 0, err
     assert cuts == [1]
     record = Bench.read(folder / "bench.json")
     assert [pair.seed for pair in record.pairs] == [0, 1]
     assert record.context.device == "pi"
+    weathers = record.context.weather_before, record.context.weather_after
+    assert [weather and weather.cores[0].governor for weather in weathers] == ["performance", "performance"]
+    assert added.governor.read_text() == "ondemand"
     assert added.programs("/files/") == []
 
 
 def cut_in_a_pair(board: Server, cuts: list[int]) -> None:
-    """As soon as two processes have lived for a while: a shell and Python each."""
+    """As soon as two processes have lived for a while."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if len(board.programs("/files/")) == 4:
+        if len(board.programs("/files/")) >= PAIR:
             time.sleep(0.3)
             cuts.append(board.cut())
             return
@@ -246,9 +254,10 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "RANKFOLD_TEST": mark}
     command = [*RANKFOLD, "bench", "dense.onnx", "small.onnx", "--device", "pi", "--pairs", "100", "-o", "here.json"]
+    command += ["--governor", "performance"]
 
     def pair_has_begun() -> bool:
-        return len(added.programs("/files/")) >= 4  # a shell and Python each
+        return len(added.programs("/files/")) >= PAIR and added.governor.read_text() == "performance"
 
     complaint = interrupted(command, environment, folder, pair_has_begun)
     assert complaint.startswith("rankfold: interrupted; nothing half-written is left")
@@ -256,8 +265,23 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     while added.programs("/files/") or alive(mark) or connected(added):
         assert time.monotonic() < deadline, "something stays"
         time.sleep(0.05)
+    assert added.governor.read_text() == "ondemand"
     assert list(scratch.iterdir()) == []
     assert not (folder / "here.json").exists()
+
+
+def leave_when_awaited(board: Server, other: Reserved) -> None:
+    """As soon as a second keeper, a shell and Python, has been there for a while."""
+    deadline = time.monotonic() + 60
+    while len(board.programs(sha256_of(KEEPER))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    other.__exit__()
+
+
+def last_keeper(board: Server) -> int:
+    """The process that has had the board's lock at last."""
+    return json.loads((board.folder / "tmp" / "rankfold.lock").read_text())["pid"]
 
 
 def connected(board: Server) -> bool:
@@ -267,11 +291,17 @@ def connected(board: Server) -> bool:
 
 
 @on("sshd")
-def test_a_table_is_of_the_board(added: Server, folder: Path, call):
+def test_a_table_is_of_the_board_when_nobody_else_measures_there(added: Server, folder: Path, call, monkeypatch):
+    monkeypatch.setattr("rankfold.terminal.PLAIN_EVERY_S", 0.0)
+    other = Reserved(SshTransport(added.card()), "pi", None, pytest.fail).__enter__()
+    threading.Thread(target=leave_when_awaited, args=(added, other), daemon=True).start()
     code, said, err = call("latency-table fill dense.onnx --device pi")
     assert code == 0, err
+    assert re.search(r"^pi: 0/1 waiting: \S+@\S+ measures on 'pi' since ... \d\d:\d\d \(process \d+ there\)", err)
     assert "spatial" in said
+    keeper = last_keeper(added)
     assert call("latency-table show dense.onnx --device pi")[1] == said
+    assert last_keeper(added) == keeper, "only what measures has the board for itself"
     assert added.programs("/files/") == []
 
 
@@ -279,9 +309,12 @@ def test_a_table_is_of_the_board(added: Server, folder: Path, call):
 def test_evaluate_runs_there_on_data_that_is_sent_once(added: Server, folder: Path, call):
     images = 30 * np.random.default_rng(0).standard_normal((40, 3, 16, 16)).astype(np.float32)
     np.savez("data.npz", images=images, labels=np.arange(40) % 5)
+    keepers = set()
     for device in ("host", "pi", "pi"):
         code, _, err = call(f"evaluate small.onnx --data data.npz --device {device} -o {device}.json")
         assert code == 0, err
+        keepers |= {last_keeper(added)} if device == "pi" else set()
+    assert len(keepers) == 2
     assert (folder / "pi.json").read_bytes() == (folder / "host.json").read_bytes()
     assert 0 < json.loads((folder / "pi.json").read_text())["value"] < 1
     assert len(list((added.home / ".cache" / "rankfold" / "files").glob("*.npz"))) == 2  # 32 inputs, and 8
