@@ -25,12 +25,13 @@ from .records import (
     TrainRecord,
     Weather,
 )
-from .terminal import Bar, bars
+from .terminal import Shown, bars
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .devices.transport import Transport
+    from .runtime.measure import Models
     from .runtime.turns import Options
     from .train.checkpoint import Checkpoint
     from .train.data import Dataset
@@ -155,7 +156,7 @@ def measure_models(
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
-        return _measured(sources, transport, found, Options(**asked), new_bar, "bench", output)
+        return measured(sources, transport, found, Options(**asked), new_bar, "bench", output)
 
 
 def sweep_models(
@@ -178,15 +179,15 @@ def sweep_models(
     with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
         for name, options in planned:
             path = output.with_name(f"{output.stem}.{name}{output.suffix}")
-            yield name, path, _measured(sources, transport, found, options, new_bar, name, path)
+            yield name, path, measured(sources, transport, found, options, new_bar, name, path)
 
 
 @contextmanager
-def reserved_device(card: Card, new_bar: Callable[[str], Bar], governor: str | None = None) -> Iterator[Transport]:
+def reserved_device(card: Card, new_bar: Callable[[str], Shown], governor: str | None = None) -> Iterator[Transport]:
     """The way to a device for measuring; while somebody else measures there, a bar says who."""
     from .devices.reach import reserved
 
-    waiting: list[Bar] = []
+    waiting: list[Shown] = []
 
     def tell(why: str) -> None:
         waiting.append(waiting[0] if waiting else new_bar(card.name))
@@ -198,16 +199,16 @@ def reserved_device(card: Card, new_bar: Callable[[str], Bar], governor: str | N
         yield transport
 
 
-def _measured(
-    sources: Sequence[tuple[str, Path]],
+def measured(
+    sources: Models,
     transport: Transport,
     found: Card,
     options: Options,
-    new_bar: Callable[[str], Bar],
+    new_bar: Callable[[str], Shown],
     name: str,
     path: Path,
 ) -> Bench:
-    """The record is written when the pairs are done, and again with what was asked for beside them."""
+    """Measure; the record is written when the pairs are done, and again with what was asked for beside them."""
     from .runtime.measure import Progress, measure, under_load
 
     def shown(what: str) -> Callable[[Progress], None]:

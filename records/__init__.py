@@ -35,7 +35,7 @@ from .bench import (
     Sustained,
     Variant,
 )
-from .boards import Card, CpuFacts, Facts, Weather
+from .boards import Card, CpuFacts, Facts, Fleet, Weather
 from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
 from .packages import Package, PackagedFile, PackagedTensor
 from .plans import (
@@ -108,6 +108,7 @@ __all__ = [
     "Explained",
     "Explanation",
     "Facts",
+    "Fleet",
     "FormName",
     "Frontier",
     "FrontierPoint",

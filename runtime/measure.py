@@ -29,6 +29,7 @@ from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mi
 
 __all__ = ["Options", "Progress", "compare", "measure"]
 
+Models = Sequence[tuple[str, Path] | Model]
 _PILOT_SEEDS = 1 << 20  # a pilot's orders are other ones than those of the pairs that count
 
 
@@ -80,14 +81,14 @@ class _Reporter:
 
 
 def measure(
-    models: Sequence[tuple[str, Path]],
+    models: Models,
     transport: Transport,
     card: Card,
     options: Options | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.monotonic,
 ) -> Bench:
-    """Time `models` (name, ONNX file) on a device, each against the first.
+    """Time `models` (name and ONNX file, or what was read of it) on a device, each against the first.
 
     Pairs go round-robin over the variants, so that slow changes of the machine fall on all alike. A single
     model is timed alone: its pairs name it twice and hold its blocks only, and there is no comparison.
@@ -96,7 +97,7 @@ def measure(
     """
     options = options or Options()
     pairs = checked_pairs(options)
-    sources = [source(name, Path(path)) for name, path in _checked_names(models)]
+    sources = _read(models)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with transport.launch() as process:
         facts = probe.facts(process)
@@ -178,14 +179,14 @@ def _pilot(
 
 def under_load(
     bench: Bench,
-    models: Sequence[tuple[str, Path]],
+    models: Models,
     transport: Transport,
     options: Options,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.monotonic,
 ) -> Bench:
     """The bench with what else `options` ask for, model by model: at a rate of frames, without a pause, by operator."""
-    sources = [source(name, Path(path)) for name, path in models]
+    sources = _read(models)
     board = Board(transport, options, bench.context.cores, clock)
     report = _Reporter(on_progress, clock, 0, len(sources) * options.loads)
     found: dict[str, list[Any]] = {"paced": [], "sustained": [], "operators": []}
@@ -248,13 +249,13 @@ def _take_turns(
 # --- what is asked for ----------------------------------------------------------------------------------------
 
 
-def _checked_names(models: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Path]]:
-    names = [name for name, _ in models]
+def _read(models: Models) -> list[Model]:
+    names = [model.name if isinstance(model, Model) else model[0] for model in models]
     if not names:
         raise InputError("no model to measure; name one ONNX file or more")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two models are called '{repeated[0]}'; give each its own name")
-    return models
+    return [model if isinstance(model, Model) else source(model[0], Path(model[1])) for model in models]
 
 
 def _check_same_input(baseline: str, expected: Session, name: str, found: Session) -> None:

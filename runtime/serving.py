@@ -81,14 +81,16 @@ def told(transport: Transport, options: Options, cores: list[int]) -> dict[str, 
 def persistently(work: Callable[[], Result], tell: Callable[[str], None] = lambda why: None) -> Result:
     """What `work` returns. It is done anew when the connection was lost, a few times: the board may come back.
 
-    `tell(why)` before a wait. What `work` has not returned is lost with the connection: make it short.
+    `tell(why)` every second of a wait. What `work` has not returned is lost with the connection: make it short.
     """
     for wait_s in WAITS_S:
         try:
             return work()
         except Unreachable as error:
-            tell(f"waiting {wait_s:g} s: {error}")
-            time.sleep(wait_s)
+            until = time.monotonic() + wait_s
+            while (left_s := until - time.monotonic()) > 0:
+                tell(f"waiting {left_s:.0f} s: {error}")
+                time.sleep(min(left_s, 1.0))
     return work()
 
 

@@ -29,7 +29,8 @@ mount -t tmpfs none /run && mkdir -m 755 /run/sshd && mount --bind "$0/passwd" /
 mount --bind "$0/core" /sys/devices/system/cpu/cpu{core} && exec "$@"
 """
 _SSHD = """
-ListenAddress 127.0.0.1
+ListenAddress {address}
+AllowUsers *@127.*
 Port {port}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/home/.ssh/authorized_keys
@@ -57,8 +58,14 @@ class Server:
     core's, and `cut()` ends every connection to it.
     """
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder, self.home, self.port = kind, folder, folder / "home", _free_port()
+    def __init__(self, kind: str, folder: Path, address: str = "127.0.0.1") -> None:
+        self.kind, self.folder, self.address, self.home, self.port = (
+            kind,
+            folder,
+            address,
+            folder / "home",
+            _free_port(),
+        )
         self.config, self.known_hosts = folder / "config", folder / "known_hosts"
         (self.home / ".ssh").mkdir(parents=True, mode=0o700)
         (folder / "tmp").mkdir()
@@ -92,7 +99,7 @@ class Server:
         """Its command, and its public key."""
         _keygen(self.folder / "host_key")
         settings = self.folder / "sshd_config"
-        settings.write_text(_SSHD.format(port=self.port, folder=self.folder))
+        settings.write_text(_SSHD.format(address=self.address, port=self.port, folder=self.folder))
         return [SSHD, "-D", "-e", "-f", str(settings)], (self.folder / "host_key.pub").read_text()
 
     def _dropbear(self) -> tuple[list[str], str]:
@@ -152,7 +159,7 @@ def on(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("board", SERVERS if SOAK else (kind,), indirect=True)
 
 
-def start(kind: str, folder: Path) -> Iterator[Server]:
+def start(kind: str, folder: Path, address: str = "127.0.0.1") -> Iterator[Server]:
     """An sshd or a dropbear until the test is over; skipped by name where it cannot be."""
     programs = [
         "ssh",
@@ -164,7 +171,7 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
         pytest.skip(f"{kind} on loopback needs {', '.join(missing)}")
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip(f"{kind} on loopback needs a mount namespace for its home folder: run the tests as root")
-    server = Server(kind, folder)
+    server = Server(kind, folder, address)
     yield server
     server.stop()
 
