@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .errors import Inconclusive, InputError, RankfoldError
+from .errors import DeviceError, Inconclusive, InputError, RankfoldError
 from .files import require_writable
 
 if TYPE_CHECKING:
-    from .records import Bench, Changes
+    from .records import Bench, Card, Changes
 
 BENCH_EXAMPLES = (
     'Examples:  [bold]rankfold bench dense.onnx compact.onnx --gate "compact <= 0.8 * dense"[/]   '
-    "[bold]rankfold bench a.onnx b.onnx --half-width 0.5% --threads 2[/]"
+    "[bold]rankfold bench a.onnx b.onnx --half-width 0.5% --threads 2[/]   "
+    "[bold]rankfold bench a.onnx b.onnx --device pi4,pi5 --governor performance; rankfold report bench.pi*.json[/]"
 )
 COMPARE_EXAMPLES = "Example:  [bold]rankfold compare main.json bench.json --gate 1.02 --summary gate.md[/]"
 
@@ -29,7 +30,8 @@ SummaryOption = Annotated[
 
 def bench(
     models: Annotated[list[Path], typer.Argument(help="ONNX files, the baseline first; or a run folder.")],
-    device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names.")] = "host",
+    device: Annotated[str, typer.Option(help="A device that `rankfold devices list` names; several: pi4,pi5")] = "host",
+    fleet: Annotated[Path | None, typer.Option(help="Instead: a TOML file that lists devices, all at once.")] = None,
     threads: options.ThreadsOption = 1,
     cores: Annotated[str | None, typer.Option(help="Core mask, e.g. 0,2-3.  [default: the last ones]")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime execution provider.")] = "cpu",
@@ -45,6 +47,9 @@ def bench(
     ] = False,
     shape: options.ShapeOption = None,
     inputs: options.InputsOption = None,
+    governor: Annotated[
+        str | None, typer.Option(help="Frequency governor meanwhile, e.g. performance; then what it was.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Then run each on frames that arrive at this rate, in Hz.")] = None,
     sustain: Annotated[float | None, typer.Option(help="Then run each without a pause for so many seconds.")] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Then profile each: time by layer, operator.")] = False,
@@ -79,10 +84,19 @@ def bench(
         "seed": seed,
         "shapes": parse_shapes(shape or ()),
         "inputs": inputs,
+        "governor": governor,
         "rate_hz": rate,
         "sustain_s": sustain,
         "operators": operators,
     }
+    if fleet is not None or "," in device:
+        if sweep or wanted is not None or summary is not None or resume:
+            raise InputError("--gate, --summary, --sweep and --resume are for one device; leave them out")
+        if fleet is not None and device != "host":
+            raise InputError("give the devices by --device or by --fleet, not both")
+        cards = card.find_all(device.split(",")) if fleet is None else card.fleet(fleet)
+        _bench_fleet(models, cards, output, asked)
+        return
     if sweep:
         if resume:
             raise InputError("--resume goes on with one setting; leave out --sweep")
@@ -102,6 +116,20 @@ def bench(
         lambda verdict: bench_summary(record, verdict),
         summary,
     )
+
+
+def _bench_fleet(models: list[Path], cards: list[Card], output: Path, asked: dict[str, Any]) -> None:
+    from .fleet import measure_fleet
+    from .terminal import print_fleet
+
+    outcomes = measure_fleet(models, cards, output=output, **asked)
+    records = [outcome.path for outcome in outcomes if outcome.failure is None]
+    failures = {outcome.device: str(outcome.failure) for outcome in outcomes if outcome.failure is not None}
+    print_fleet(records, failures)
+    for path in records:
+        print(path)
+    if failures:
+        raise DeviceError(f"{len(failures)} of {len(outcomes)} devices failed: {', '.join(failures)}")
 
 
 def compare(

@@ -176,16 +176,29 @@ app.command(epilog=bench_commands.COMPARE_EXAMPLES)(bench_commands.compare)
 app.command(epilog=cost_commands.COST_EXAMPLES)(cost_commands.cost)
 
 
-@app.command(epilog="Example:  [bold]rankfold report runs/glyphs-dec3-0 -o report.html[/]")
+@app.command(
+    epilog="Examples:  [bold]rankfold report runs/glyphs-dec3-0 -o report.html[/]   "
+    "[bold]rankfold report bench.pi4.json bench.pi5.json[/]"
+)
 def report(
-    source: Annotated[Path, typer.Argument(help="A run folder, a comparison folder, or a bench.json.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="A run folder, a comparison folder, or a bench.json; or one for each device.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page.")] = None,
     headline: Annotated[str | None, typer.Option(help="The variant the answer is about.")] = None,
 ) -> None:
-    """Write the latency report: report.html, and report.md, report.csv and dashboard.json beside it."""
-    from .runtime.report import write_report
+    """Write the latency report: report.html, and report.md, report.csv and dashboard.json beside it.
 
-    print(write_report(source, output, headline))
+    Of several devices' records, one page of who gains where: report.html, and report.md beside it.
+    """
+    from .runtime.report import write_across, write_report
+
+    if len(sources) == 1:
+        print(write_report(sources[0], output, headline))
+    elif headline is not None:
+        raise InputError("--headline is for the report of one device; leave it out")
+    else:
+        print(write_across(sources, output))
 
 
 # --- arguments and errors -----------------------------------------------------------------------------------

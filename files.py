@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from .errors import InputError
 
 _CHUNK_BYTES = 1 << 20
 _UNFINISHED = ".part"
+_MASK = threading.Lock()  # the mask is the process's, and can only be read by setting it
 
 
 @contextmanager
@@ -137,6 +139,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _MASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

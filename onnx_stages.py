@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from .records import (
     Plan,
     Tuned,
 )
-from .stages import named, probe_device
+from .stages import named, probe_device, reserved_device
 from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def compress_file(
     tiles, runtime = _for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
-        from .devices.reach import transport_to
+        from .devices import card
         from .export import compress
         from .runtime.inputs import given, parse_shapes
         from .runtime.latency import stopwatch
@@ -134,7 +134,11 @@ def compress_file(
 
         options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
 
-        with bars(stderr) as new_bar:
+        with bars(stderr) as new_bar, ExitStack() as stack:
+            watch = None
+            if wish.time is not None:
+                transport = stack.enter_context(reserved_device(card.find(device), new_bar))
+                watch = stopwatch(transport, facts, options, table, cost)
             job = compress.Job(
                 replace(wish, tile=tiles),
                 data=data,
@@ -145,7 +149,7 @@ def compress_file(
                 target_ort=runtime,
                 given=given(shapes, inputs),
                 report=progress(new_bar),
-                watch=None if wish.time is None else stopwatch(transport_to(device), facts, options, table, cost),
+                watch=watch,
                 device=device,
             )
             return job.into(folder, source, output.name)
@@ -176,7 +180,8 @@ def layer_times(
     tiles = _for_device(facts, device, tile, None)[0]
 
     def work() -> str:
-        from .devices.reach import transport_to
+        from .devices import card
+        from .devices.reach import transport_of
         from .export.timing import times_of_file
         from .runtime.inputs import given
         from .runtime.latency import stopwatch, table_path
@@ -185,8 +190,12 @@ def layer_times(
         path = table or table_path()
         if not fill and not path.exists():
             raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
-        watch = stopwatch(transport_to(device), facts, Options(threads=threads), path)
-        with bars(stderr) as new_bar:
+        found = card.find(device)
+        with (
+            bars(stderr) as new_bar,
+            reserved_device(found, new_bar) if fill else nullcontext(transport_of(found)) as transport,
+        ):
+            watch = stopwatch(transport, facts, Options(threads=threads), path)
             said = given(shapes, inputs)
             found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
         return json.dumps([row.model_dump() for row in found])
@@ -217,13 +226,17 @@ def explain_files(
     options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
 
     def work() -> str:
-        from .devices.reach import transport_to
+        from .devices import card
         from .export.explain import explain
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
-        with TemporaryDirectory(prefix="rankfold-") as folder, bars(stderr) as new_bar:
-            watch = stopwatch(transport_to(device), facts, Options(threads=threads), Path(folder) / "table.sqlite")
+        with (
+            TemporaryDirectory(prefix="rankfold-") as folder,
+            bars(stderr) as new_bar,
+            reserved_device(card.find(device), new_bar) as transport,
+        ):
+            watch = stopwatch(transport, facts, Options(threads=threads), Path(folder) / "table.sqlite")
             told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
             return explain(first, second, watch, **told).model_dump_json()
 
@@ -511,19 +524,23 @@ def _score_on(
     limit_s: float,
     memory_bytes: int | None,
 ) -> ModelScore:
-    from .devices.reach import transport_to
+    from .devices import card
     from .export.guard import guarded
     from .runtime.serving import persistently
-
-    transport = None if device == "host" else transport_to(device)
 
     def work() -> str:
         from .export.metric import on_data
 
         assert data is not None, "the caller checked it"
-        return persistently(partial(on_data, source, data, reference, how, transport)).model_dump_json()
+        with (
+            bars(stderr) as new_bar,
+            nullcontext() if device == "host" else reserved_device(card.find(device), new_bar) as transport,
+        ):
+            return persistently(partial(on_data, source, data, reference, how, transport)).model_dump_json()
 
-    return ModelScore.model_validate_json(guarded(work, memory_bytes=memory_bytes, limit_s=limit_s))
+    with stderr_for_child() as stderr:
+        answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
+    return ModelScore.model_validate_json(answer)
 
 
 def _existing(source: Path) -> Path:

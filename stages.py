@@ -7,6 +7,7 @@ run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, pl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +25,13 @@ from .records import (
     TrainRecord,
     Weather,
 )
-from .terminal import Bar, bars, progress
+from .terminal import Shown, bars, progress
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .devices.transport import Transport
+    from .runtime.serving import Models
     from .runtime.turns import Options
     from .train.checkpoint import Checkpoint
     from .train.data import Dataset
@@ -141,43 +144,36 @@ def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, see
 
 
 def measure_models(
-    models: Sequence[Path], *, output: Path, device: str = "host", resume: bool = False, **asked: Any
+    models: Sequence[Path],
+    *,
+    output: Path,
+    device: str = "host",
+    governor: str | None = None,
+    resume: bool = False,
+    **asked: Any,
 ) -> Bench:
     """Measure ONNX files, the first being the baseline, on a device, and write the record to `output`.
 
-    Pairs that are done are kept beside it until it is whole; `resume` goes on after them. `asked` are fields of
-    `runtime.turns.Options`. An emulated device is not timed: the record says how far outputs there agree with those
-    here; CheckFailed, after it was written, where they do not.
+    The device has that frequency governor meanwhile. Pairs that are done are kept beside the record until it is whole;
+    `resume` goes on after them. `asked` are fields of `runtime.turns.Options`.
     """
     from .devices import card
     from .runtime.turns import Options
 
     found, sources = card.find(device), named(models)
     require_writable(output)  # now, not after minutes of measuring
-    with bars() as new_bar:
-        if found.is_emulated and resume:
-            raise InputError(
-                f"--resume goes on with pairs, and device '{device}' is emulated and has none; leave it out"
-            )
-        if found.is_emulated:
-            return _agreed(sources, found, Options(**asked), new_bar, output)
-        return _measured(sources, found, Options(**asked), new_bar, "bench", output, resume)
-
-
-def _agreed(
-    sources: Sequence[tuple[str, Path]], found: Card, options: Options, new_bar: Callable[[str], Bar], output: Path
-) -> Bench:
-    from .devices.reach import transport_of
-    from .runtime.agreement import agree, judge
-
-    bench = agree(sources, transport_of(found), found, options, progress(new_bar))
-    bench.write(output)
-    judge(bench)
-    return bench
+    with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
+        return measured(sources, transport, found, Options(**asked), new_bar, "bench", output, resume=resume)
 
 
 def sweep_models(
-    models: Sequence[Path], *, output: Path, sweep: Sequence[str], device: str = "host", **asked: Any
+    models: Sequence[Path],
+    *,
+    output: Path,
+    sweep: Sequence[str],
+    device: str = "host",
+    governor: str | None = None,
+    **asked: Any,
 ) -> Iterator[tuple[str, Path, Bench]]:
     """Measure under one setting after the other: `bench.json` → `bench.threads-1.json` and so on."""
     from .devices import card
@@ -189,23 +185,45 @@ def sweep_models(
         raise InputError(f"--sweep compares times, and device '{device}' is emulated; leave it out")
     require_writable(output)
     planned = settings(sweep, Options(**asked), probe_device(device)[0])
-    with bars() as new_bar:
+    with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
         for name, options in planned:
             path = output.with_name(f"{output.stem}.{name}{output.suffix}")
-            yield name, path, _measured(sources, found, options, new_bar, name, path)
+            yield name, path, measured(sources, transport, found, options, new_bar, name, path)
 
 
-def _measured(
-    sources: Sequence[tuple[str, Path]],
+@contextmanager
+def reserved_device(card: Card, new_bar: Callable[[str], Shown], governor: str | None = None) -> Iterator[Transport]:
+    """The way to a device for measuring; while somebody else measures there, a bar says who."""
+    from .devices.reach import reserved
+
+    waiting: list[Shown] = []
+
+    def tell(why: str) -> None:
+        waiting.append(waiting[0] if waiting else new_bar(card.name))
+        waiting[0].show(0, 1, None, why)
+
+    with reserved(card, tell, governor) as transport:
+        for bar in waiting[:1]:
+            bar.show(1, 1, None, "")
+        yield transport
+
+
+def measured(
+    sources: Models,
+    transport: Transport,
     found: Card,
     options: Options,
-    new_bar: Callable[[str], Bar],
+    new_bar: Callable[[str], Shown],
     name: str,
     path: Path,
     resume: bool = False,
 ) -> Bench:
-    """The record is written when the pairs are done, and again with what was asked for beside them."""
-    from .devices.reach import transport_of
+    """Measure; the record is written when the pairs are done, and again with what was asked for beside them.
+
+    An emulated device is not timed: the record says how far outputs there agree with those here; CheckFailed, after it
+    was written, where they do not.
+    """
+    from .runtime.agreement import agree, judge
     from .runtime.kept import Kept
     from .runtime.measure import Progress, measure, under_load
 
@@ -213,7 +231,13 @@ def _measured(
         bar = new_bar(what)
         return lambda now: bar.show(now.done, now.total, now.left_s, now.what)
 
-    transport = transport_of(found)
+    if found.is_emulated:
+        if resume:
+            raise InputError(f"--resume: device '{found.name}' is emulated and has no pairs; leave it out")
+        bench = agree(sources, transport, found, options, progress(new_bar))
+        bench.write(path)
+        judge(bench)
+        return bench
     kept = Kept(path.with_name(f"{path.name}.part"), resume=resume)
     try:
         bench = measure(sources, transport, found, options, shown(name), kept=kept)

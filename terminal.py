@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -32,6 +32,14 @@ from .records import (
 _PLACES = 4  # of a cause, in the table
 OPERATOR_ROWS = 20  # of the table by layer; the rest is in bench.json
 PLAIN_EVERY_S = 10.0  # without a terminal: a line now and then, for logs
+
+
+class Shown(Protocol):
+    """What shows how far something is."""
+
+    def show(self, done: int, total: int, left_s: float | None, text: str) -> None:
+        """Advance to `done` of `total`."""
+        ...
 
 
 class Bar:
@@ -76,9 +84,9 @@ def bars(stream: IO[str] | None = None) -> Iterator[Callable[[str], Bar]]:
         yield lambda name: Bar(name, progress)
 
 
-def progress(new_bar: Callable[[str], Bar]) -> Callable[[str, int, int], None]:
+def progress(new_bar: Callable[[str], Shown]) -> Callable[[str, int, int], None]:
     """A report(what, done, total) that shows a bar for each `what`, with the time left at the present pace."""
-    shown: dict[str, tuple[Bar, float]] = {}
+    shown: dict[str, tuple[Shown, float]] = {}
 
     def report(what: str, done: int, total: int) -> None:
         if what not in shown:
@@ -218,6 +226,27 @@ def print_cost(found: Cost) -> None:
             table.add_row("  all else", "", "", f"{rest:,}", f"{rest / first.instructions:.3f}")
     Console(markup=False, emoji=False).print(table)
     print(plain(f"counted on {found.device}, emulated: a proxy for time that knows no caches, no memory, no pipeline"))
+
+
+def print_fleet(records: Sequence[Path], failures: Mapping[str, str]) -> None:
+    """Who gains where, times by device, and a line for each device that failed."""
+    from .runtime.report.across import across
+
+    console = Console(markup=False, emoji=False)
+    if records:
+        found = across(records)
+        for shown in filter(None, (found.speeds, found.times)):
+            console.print(Text(f"{shown.caption}, {shown.columns[-1].unit}"))
+            table = Table(*(column.head for column in shown.columns), box=None, pad_edge=False)
+            for row in shown.rows:
+                table.add_row(*(f"{cell.text}  ({cell.note})" if cell.note else cell.text for cell in row))
+            console.print(table)
+        for sentence in found.sentences:
+            console.print(Text(sentence))
+        for device, caution in found.cautions:
+            console.print(Text(plain(f"{device}: caution: {caution.what}; {caution.remedy}")))
+    for device, why in failures.items():
+        console.print(Text(plain(f"{device} failed: {' '.join(why.split())}")), soft_wrap=True)
 
 
 def print_sweep(found: Iterable[tuple[str, Path, Bench]]) -> None:

@@ -9,8 +9,9 @@ qemu.py       the transport to an emulated board: board.py on aarch64 code under
 userland.py   what that runs in: Debian's Python and wheels for aarch64, unpacked into the user's cache
 counting.py   instructions of a run there, by QEMU's plugin count.c
 child.py      a child process that answers JSON lines, which all start
+reservation.py  a board for one command alone; keeper.py is what runs there for it, Python 3.8 only
 check.py      card → findings: is a board fit to measure on?
 setup.py      card → numpy and onnxruntime there; wheels.py puts them together here
-board.py      the one file that runs on a board; Python 3.8, numpy and onnxruntime only
+board.py      what runs on a board; Python 3.8, numpy and onnxruntime only
 probe.py      what the board turns out to be, and what changes while one measures
 """

@@ -1,4 +1,4 @@
-"""The one file that runs on a board: probe it, and time one ONNX model in this process.
+"""What runs on a board: probe it, and time one ONNX model in this process.
 
 Needs Python 3.8, numpy and onnxruntime 1.16, nothing else of rankfold; start it as `python -I board.py`.
 It reads one JSON request a line on stdin and answers each with one JSON line: the result, or

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from ..errors import InputError
 from ..files import write_text
-from ..records import Card, first_problem
+from ..records import Card, Fleet, Part, first_problem
+
+Kind = TypeVar("Kind", bound=Part)
 
 
 def names() -> list[str]:
@@ -31,6 +34,27 @@ def find(name: str) -> Card:
     if name not in sources:
         raise InputError(f"unknown device '{name}'; known are {', '.join(sorted(sources))}")
     return _read(name, sources[name])
+
+
+def find_all(names: Sequence[str]) -> list[Card]:
+    """The cards of several devices; InputError where one is named twice."""
+    return _different([find(name.strip()) for name in names])
+
+
+def fleet(path: Path) -> list[Card]:
+    """The cards of all devices that a file names or describes."""
+    told = _parsed(Fleet, path, "fleet")
+    found = _different([*map(find, told.devices), *told.cards])
+    if not found:
+        raise InputError(f'fleet {path}: expected a device at least; write for example devices = ["pi4", "pi5"]')
+    return found
+
+
+def _different(cards: list[Card]) -> list[Card]:
+    known = [card.name for card in cards]
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        raise InputError(f"device '{twice}' is named twice; leave one out")
+    return cards
 
 
 def write(told: Mapping[str, str | int]) -> Path:
@@ -68,14 +92,18 @@ def _cards(folder: Traversable) -> Iterator[Traversable]:
 
 
 def _read(name: str, source: Traversable) -> Card:
-    try:
-        card = Card.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"cannot read card {source}: {error.strerror}; check its permissions") from error
-    except ValidationError as error:
-        raise InputError(f"card {source}: {first_problem(error)}") from error
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise InputError(f"card {source}: expected TOML, found {error}; correct it") from error
+    card = _parsed(Card, source, "card")
     if card.name != name:
         raise InputError(f"card {source} calls its device '{card.name}'; rename the file or the device")
     return card
+
+
+def _parsed(kind: type[Kind], source: Traversable, what: str) -> Kind:
+    try:
+        return kind.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read {what} {source}: {error.strerror}; check its path and permissions") from error
+    except ValidationError as error:
+        raise InputError(f"{what} {source}: {first_problem(error)}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise InputError(f"{what} {source}: expected TOML, found {error}; correct it") from error

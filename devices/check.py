@@ -90,7 +90,7 @@ def _around(card: Card, found: Outfit, off_s: float, weather: Weather) -> Iterat
     yield _judged("clock", off_s < _CLOCK_S, f"{off_s:.0f} s off", "sudo timedatectl set-ntp true")
     governors = sorted({core.governor for core in weather.cores if core.governor})
     if governors:
-        remedy = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        remedy = "bench --governor performance, or until the next boot: sudo cpupower frequency-set -g performance"
         yield _judged("governor", governors == ["performance"], ", ".join(governors), remedy)
     if weather.temperatures_c:
         hottest = max(weather.temperatures_c.values())

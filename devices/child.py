@@ -19,10 +19,29 @@ Judge = Callable[[int, str], DeviceError]
 _MAX_ANSWER_BYTES = 64 << 20  # a million samples in JSON are 20 MB
 _EXIT_LIMIT_S = 5.0
 _STDERR_TAIL_BYTES = 4096
+_RUNNING: set[subprocess.Popen[Any]] = set()
+
+
+def started(command: Sequence[str], **streams: Any) -> subprocess.Popen[Any]:
+    """A child that leads its own session, so Ctrl-C reaches us first and we end it; `forget` it when it has ended."""
+    child = subprocess.Popen(command, start_new_session=True, **streams)
+    _RUNNING.add(child)
+    return child
+
+
+def forget(child: subprocess.Popen[Any]) -> None:
+    """It has ended."""
+    _RUNNING.discard(child)
+
+
+def end_all() -> None:
+    """Ask every child to end, whichever thread waits for it, and so learns that it has."""
+    for child in tuple(_RUNNING):
+        child.terminate()
 
 
 class ChildProcess:
-    """Speaks JSON lines with a child. It leads its own session, so Ctrl-C reaches us first and we end it.
+    """Speaks JSON lines with a child.
 
     `judge(status, last words)` says what a death means; the status is negative for a signal. When the context is left
     the child has `patience_s` to end by itself, now that no request can come any more.
@@ -32,13 +51,12 @@ class ChildProcess:
         self._judge, self._patience_s = judge, patience_s
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         try:
-            self._child = subprocess.Popen(
+            self._child = started(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 bufsize=0,
-                start_new_session=True,
                 env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
             )
         except OSError as error:
@@ -53,6 +71,11 @@ class ChildProcess:
         """The child's process id."""
         return self._child.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child has not ended yet."""
+        return self._child.poll() is None
+
     def __enter__(self) -> Self:
         return self
 
@@ -64,6 +87,7 @@ class ChildProcess:
         finally:
             self._child.kill()
             self._child.wait()
+            forget(self._child)
             self._answers.close()
             self._stderr.close()
 

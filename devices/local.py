@@ -10,6 +10,7 @@ from ..errors import DeviceError
 from .child import ChildProcess, killed, last_line
 
 BOARD = Path(__file__).with_name("board.py")
+_PATIENCE_S = 3.0
 
 
 class LocalTransport:
@@ -18,6 +19,10 @@ class LocalTransport:
     def launch(self) -> ChildProcess:
         """Start board.py; leaving the process's context ends it."""
         return ChildProcess([sys.executable, "-I", str(BOARD)], death)
+
+    def start(self, program: Path, *arguments: str) -> ChildProcess:
+        """Start a program of ours, which ends by itself when the process's context is left."""
+        return ChildProcess([sys.executable, "-I", str(program), *arguments], death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the file is."""

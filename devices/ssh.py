@@ -18,6 +18,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -25,13 +26,16 @@ from typing import IO
 from ..errors import DeviceError, InputError, Unreachable
 from ..files import sha256_of
 from ..records import Card
-from .child import ChildProcess, killed, last_line, tail
+from .child import ChildProcess, forget, killed, last_line, started, tail
 from .local import BOARD
 
 LIMIT_S = 60.0  # of a command that only looks at something
 _SLOWEST_BYTES_PER_S = 100e3  # a file that travels more slowly than this is given up
 _CONNECT_S, _ALIVE_EVERY_S, _ALIVE_MISSED, _IDLE_S = 15, 10, 3, 20
 _KEPT_BYTES = 4 << 30  # files on the board beyond this go, those first that were not used for the longest time
+# sshd refuses some of those who are not let in yet, from the tenth on (MaxStartups 10:30:100), and all boards may lie
+# behind one that we jump over.
+_HANDSHAKES = threading.BoundedSemaphore(8)
 _PATIENCE_S = 3.0  # for a process there to end by itself: two must not be alive when the next is timed
 _MAX_OUTPUT_BYTES, _MOST_DIGITS = 1 << 16, 19
 _CONNECTION_FAILED, _NOT_EXECUTABLE, _NOT_FOUND, _SIGNAL = 255, 126, 127, 128  # statuses of ssh(1) and sh(1)
@@ -90,13 +94,17 @@ class SshTransport:
         _hang_up_at_end(*self._options(), *self._address())
 
     def launch(self) -> ChildProcess:
-        """Start board.py or the runner; leaving the process's context ends it, as does the end of the connection."""
-        if self.card.runner is None:
-            run = f'{self.interpreter}"$python" -I {shlex.quote(self.place(BOARD))}'
-        else:
-            run = shlex.quote(self.card.runner)
-        script = f"{run}; exit $?"  # by the shell, which has a status for a signal
-        return ChildProcess(self._command(script), self._death, _PATIENCE_S)
+        """Start board.py, or the runner that answers instead, there."""
+        return self.start(BOARD) if self.card.runner is None else self._started(shlex.quote(self.card.runner))
+
+    def start(self, program: Path, *arguments: str) -> ChildProcess:
+        """Start a program of ours there. Leaving the process's context ends it, as does the end of the connection."""
+        words = shlex.join([self.place(program), *arguments])
+        return self._started(f'{self.interpreter}"$python" -I {words}')
+
+    def _started(self, run: str) -> ChildProcess:
+        """By the shell, which has a status for a signal."""
+        return ChildProcess(self._command(f"{run}; exit $?"), self._death, _PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""
@@ -108,7 +116,8 @@ class SshTransport:
         files = f"{self.card.workdir}/files"
         if name not in self._placed:
             told = {"files": shlex.quote(files), "name": name, "sha256": sha256, "size": size_bytes}
-            held = self.run(_HELD.format(**told))
+            with contextlib.nullcontext() if self._placed else _HANDSHAKES:  # the first command makes the connection
+                held = self.run(_HELD.format(**told))
             if held != "whole":
                 with path.open("rb") as content:
                     content.seek(min(_whole(held), size_bytes))
@@ -122,7 +131,7 @@ class SshTransport:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:  # ProxyCommand may keep a pipe open
             streams = {"stdin": content or subprocess.DEVNULL, "stdout": out, "stderr": said}
             try:
-                child = subprocess.Popen(self._command(script), start_new_session=True, **streams)
+                child = started(self._command(script), **streams)
             except OSError as error:
                 raise DeviceError(f"cannot start ssh: {error.strerror}; install the OpenSSH client") from error
             with child:
@@ -132,6 +141,7 @@ class SshTransport:
                     raise self._lost(f"no answer within {limit_s:g} s") from None
                 finally:
                     child.kill()
+                    forget(child)
             if code:
                 raise self._refusal(tail(said)) if code == _CONNECTION_FAILED else self._failure(code, tail(said))
             out.seek(0)

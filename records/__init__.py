@@ -39,7 +39,7 @@ from .bench import (
     Sustained,
     Variant,
 )
-from .boards import Card, CpuFacts, Facts, Weather
+from .boards import Card, CpuFacts, Facts, Fleet, Weather
 from .counts import Cost, LayerCount, ModelCount
 from .explanations import Bar, Explained, Explanation, Improvement, Matched, Seconds
 from .packages import Package, PackagedFile, PackagedTensor
@@ -119,6 +119,7 @@ __all__ = [
     "Explained",
     "Explanation",
     "Facts",
+    "Fleet",
     "FormName",
     "Frontier",
     "FrontierPoint",

@@ -58,6 +58,13 @@ Core = Annotated[int, Field(ge=0, lt=1 << 16)]
 Cores = Annotated[list[Core], Field(max_length=1 << 16)]
 
 
+class Fleet(Part):
+    """The devices of a lab (TOML): names that `rankfold devices list` knows, and cards of its own. Format 1: first."""
+
+    devices: list[str] = Field(default_factory=list)
+    cards: list[Card] = Field(default_factory=list)
+
+
 class CpuFacts(Part):
     """One logical core's frequency now, in hertz, and its governor; None where the system does not say."""
 

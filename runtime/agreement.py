@@ -6,7 +6,7 @@ processors they otherwise may.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..records import Agreement, Bench, Card, Context
 from . import costs
 from .inputs import Given, make_inputs, read_arrays, write_arrays
 from .onnxfile import nodes, tensors
-from .serving import Model, naming, source, told
+from .serving import Model, Models, naming, read, told
 from .turns import Options
 
 # How far outputs may be off on another CPU, relative to the largest: what these numbers are precise to.
@@ -63,7 +63,7 @@ def difference(outputs: list[NDArray], truth: list[NDArray]) -> tuple[float, flo
 
 
 def agree(
-    models: Sequence[tuple[str, Path]],
+    models: Models,
     transport: Transport,
     card: Card,
     options: Options,
@@ -73,7 +73,7 @@ def agree(
     for times. `report(name, done, total)` counts models.
     """
     _refuse_times(card, options)
-    sources = [source(name, path) for name, path in models]
+    sources = read(models)
     given = Given(options.shapes, None if options.inputs is None else read_arrays(options.inputs))
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with transport.launch() as there, LocalTransport().launch() as here:

@@ -164,7 +164,7 @@ def _governor(bench: Bench) -> Findings:
     if slow - {"performance"}:
         yield (
             f"frequency governor {', '.join(sorted(slow))}: the clock follows the load",
-            "set the governor to performance while measuring (cpupower frequency-set -g performance)",
+            "measure with --governor performance, or set it before (cpupower frequency-set -g performance)",
         )
 
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..devices import probe
@@ -25,7 +24,7 @@ from .diagnose import diagnose
 from .kept import Kept
 from .load import paced, sustained
 from .operators import operators
-from .serving import Board, Clock, Model, check_unchanged, naming, persistently, sha256_at, source
+from .serving import Board, Clock, Model, Models, check_unchanged, naming, persistently, read, sha256_at
 from .stats import half_width as ratio_half_width
 from .stats import pair_log_ratio, pairs_of, ratio_interval
 from .turns import Options, Turns, checked_pairs, choose_cores, choose_turns, mirrored_order, pairs_after_pilot
@@ -83,7 +82,7 @@ class _Reporter:
 
 
 def measure(
-    models: Sequence[tuple[str, Path]],
+    models: Models,
     transport: Transport,
     card: Card,
     options: Options | None = None,
@@ -91,7 +90,7 @@ def measure(
     clock: Clock = time.monotonic,
     kept: Kept | None = None,
 ) -> Bench:
-    """Time `models` (name, ONNX file) on a device, each against the first.
+    """Time `models` (name and ONNX file, or what was read of it) on a device, each against the first.
 
     Pairs go round-robin over the variants, so that slow changes of the machine fall on all alike. A single
     model is timed alone: its pairs name it twice and hold its blocks only, and there is no comparison.
@@ -101,7 +100,7 @@ def measure(
     """
     options, kept = options or Options(), kept or Kept()
     pairs = checked_pairs(options)
-    sources = [source(name, Path(path)) for name, path in _checked_names(models)]
+    sources = read(models)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with transport.launch() as process:
         facts = probe.facts(process)
@@ -203,14 +202,14 @@ def _pilot(
 
 def under_load(
     bench: Bench,
-    models: Sequence[tuple[str, Path]],
+    models: Models,
     transport: Transport,
     options: Options,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.monotonic,
 ) -> Bench:
     """The bench with what else `options` ask for, model by model: at a rate of frames, without a pause, by operator."""
-    sources = [source(name, Path(path)) for name, path in models]
+    sources = read(models)
     board = Board(transport, options, bench.context.cores, clock)
     report = _Reporter(on_progress, clock, 0, len(sources) * options.loads)
     found: dict[str, list[Any]] = {"paced": [], "sustained": [], "operators": []}
@@ -280,15 +279,6 @@ def _key(card: Card, facts: Facts, cores: list[int], options: Options, sources: 
     board = [card.name, cores, *(getattr(facts, name) for name in Facts.DECISIVE)]
     models = [(model.name, model.sha256) for model in sources]
     return hashlib.sha256(json.dumps([board, asked, models], sort_keys=True).encode()).hexdigest()
-
-
-def _checked_names(models: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Path]]:
-    names = [name for name, _ in models]
-    if not names:
-        raise InputError("no model to measure; name one ONNX file or more")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two models are called '{repeated[0]}'; give each its own name")
-    return models
 
 
 def _check_same_input(baseline: str, expected: Session, name: str, found: Session) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,9 @@ class Model:
         )
 
 
+Models = Sequence[tuple[str, Path] | Model]
+
+
 @dataclass(frozen=True)
 class Board:
     """A way to start processes, and what all of them are told."""
@@ -77,6 +80,16 @@ class Board:
         return {"model": self.transport.place(model.path), **told(self.transport, self.options, self.cores)}
 
 
+def read(models: Models) -> list[Model]:
+    """All models, those read that are still paths. Raises InputError where one is none, or two have one name."""
+    names = [model.name if isinstance(model, Model) else model[0] for model in models]
+    if not names:
+        raise InputError("no model to measure; name one ONNX file or more")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two models are called '{repeated[0]}'; give each its own name")
+    return [model if isinstance(model, Model) else source(model[0], Path(model[1])) for model in models]
+
+
 def told(transport: Transport, options: Options, cores: list[int]) -> dict[str, Any]:
     """What a process is told whatever its model: how to run, where, and on which inputs."""
     return {
@@ -93,14 +106,16 @@ def told(transport: Transport, options: Options, cores: list[int]) -> dict[str, 
 def persistently(work: Callable[[], Result], tell: Callable[[str], None] = lambda why: None) -> Result:
     """What `work` returns. It is done anew when the connection was lost, a few times: the board may come back.
 
-    `tell(why)` before a wait. What `work` has not returned is lost with the connection: make it short.
+    `tell(why)` every second of a wait. What `work` has not returned is lost with the connection: make it short.
     """
     for wait_s in WAITS_S:
         try:
             return work()
         except Unreachable as error:
-            tell(f"waiting {wait_s:g} s: {error}")
-            time.sleep(wait_s)
+            until = time.monotonic() + wait_s
+            while (left_s := until - time.monotonic()) > 0:
+                tell(f"waiting {left_s:.0f} s: {error}")
+                time.sleep(min(left_s, 1.0))
     return work()
 
 

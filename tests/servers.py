@@ -22,12 +22,15 @@ from .conftest import SERVERS, SOAK
 
 SSHD, DROPBEAR = "/usr/sbin/sshd", "/usr/sbin/dropbear"  # not on everybody's PATH
 START_S = 20.0
-# In a mount namespace of its own the user's home folder is another one, and sshd has the folder that it insists on.
+# In a mount namespace of its own the user's home folder is another one, sshd has the folder that it insists on, and
+# the first core has a frequency governor to choose.
 _ELSEWHERE = """
-mount -t tmpfs none /run && mkdir -m 755 /run/sshd && mount --bind "$0" /etc/passwd && exec "$@"
+mount -t tmpfs none /run && mkdir -m 755 /run/sshd && mount --bind "$0/passwd" /etc/passwd &&
+mount --bind "$0/core" /sys/devices/system/cpu/cpu{core} && exec "$@"
 """
 _SSHD = """
-ListenAddress 127.0.0.1
+ListenAddress {address}
+AllowUsers *@127.*
 Port {port}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/home/.ssh/authorized_keys
@@ -35,6 +38,7 @@ StrictModes no
 UsePAM no
 PidFile none
 PasswordAuthentication no
+SetEnv TMPDIR={folder}/tmp
 """
 _CONFIG = """
 Host board
@@ -50,12 +54,25 @@ Host board
 
 
 class Server:
-    """A board: `card(name)` describes it, `home` is its user's folder, `cut()` ends every connection to it."""
+    """A board: `card(name)` describes it, `home` is its user's folder, `governor` the file that names the first
+    core's, and `cut()` ends every connection to it.
+    """
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder, self.home, self.port = kind, folder, folder / "home", _free_port()
+    def __init__(self, kind: str, folder: Path, address: str = "127.0.0.1") -> None:
+        self.kind, self.folder, self.address, self.home, self.port = (
+            kind,
+            folder,
+            address,
+            folder / "home",
+            _free_port(),
+        )
         self.config, self.known_hosts = folder / "config", folder / "known_hosts"
         (self.home / ".ssh").mkdir(parents=True, mode=0o700)
+        (folder / "tmp").mkdir()
+        self.governor = folder / "core" / "cpufreq" / "scaling_governor"
+        self.governor.parent.mkdir(parents=True)
+        self.governor.write_text("ondemand\n")
+        self.governor.with_name("scaling_available_governors").write_text("ondemand performance\n")
         _keygen(folder / "key")
         authorized = self.home / ".ssh" / "authorized_keys"
         authorized.write_bytes((folder / "key.pub").read_bytes())
@@ -68,9 +85,13 @@ class Server:
         mine = [user.pw_name, "x", str(user.pw_uid), str(user.pw_gid), "", str(self.home), self._shell()]
         entries = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
         users.write_text("".join(":".join(mine if entry[0] == mine[0] else entry) + "\n" for entry in entries))
+        elsewhere = _ELSEWHERE.format(core=min(os.sched_getaffinity(0)))
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", _ELSEWHERE, str(users), *command], stderr=self._log, stdout=self._log
+            ["unshare", "--mount", "sh", "-c", elsewhere, str(folder), *command],
+            env={**os.environ, "TMPDIR": str(folder / "tmp")},  # the board's
+            stderr=self._log,
+            stdout=self._log,
         )
         self._wait()
 
@@ -78,13 +99,13 @@ class Server:
         """Its command, and its public key."""
         _keygen(self.folder / "host_key")
         settings = self.folder / "sshd_config"
-        settings.write_text(_SSHD.format(port=self.port, folder=self.folder))
+        settings.write_text(_SSHD.format(address=self.address, port=self.port, folder=self.folder))
         return [SSHD, "-D", "-e", "-f", str(settings)], (self.folder / "host_key.pub").read_text()
 
     def _dropbear(self) -> tuple[list[str], str]:
         key = str(self.folder / "host_key")
         made = _run("dropbearkey", "-t", "ed25519", "-f", key)
-        command = [DROPBEAR, "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}", "-r", key]
+        command = [DROPBEAR, "-F", "-E", "-e", "-s", "-p", f"127.0.0.1:{self.port}", "-r", key]
         public = next(line for line in made.splitlines() if line.startswith("ssh-"))
         return [*command, "-P", str(self.folder / "pid")], f"{public}\n"
 
@@ -168,7 +189,7 @@ def on(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("board", SERVERS if SOAK else (kind,), indirect=True)
 
 
-def start(kind: str, folder: Path) -> Iterator[Server]:
+def start(kind: str, folder: Path, address: str = "127.0.0.1") -> Iterator[Server]:
     """An sshd or a dropbear until the test is over; skipped by name where it cannot be."""
     programs = [
         "ssh",
@@ -181,7 +202,7 @@ def start(kind: str, folder: Path) -> Iterator[Server]:
         pytest.skip(f"{kind} on loopback needs {', '.join(missing)}")
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip(f"{kind} on loopback needs a mount namespace for its home folder: run the tests as root")
-    server = Server(kind, folder)
+    server = Server(kind, folder, address)
     yield server
     server.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -24,7 +25,10 @@ import onnxruntime
 import pytest
 
 from rankfold.devices import card, local, ssh, wheels
+from rankfold.devices.reservation import KEEPER, Reserved
+from rankfold.devices.ssh import SshTransport
 from rankfold.devices.transport import Outfit, Session
+from rankfold.files import sha256_of
 from rankfold.records import Bench, Done, Explanation, Pair, Plan
 from rankfold.runtime import latency, measure, serving, turns
 
@@ -37,6 +41,7 @@ from .test_cli_child import alive, interrupted
 CUTS = 20 if SOAK else 4
 PAIRS = CUTS // 2
 MOMENTS_S = 1.5  # about the time of a pair
+PAIR = 6  # processes there: a shell and Python each for two models and the keeper
 GONE_S = 10.0  # an idle connection would last for twice as long
 
 
@@ -225,7 +230,7 @@ def test_bench_loses_no_pair_when_the_connection_is_cut_at_any_moment(added: Ser
     over = threading.Event()
     cutting = threading.Thread(target=cut_at_random, args=(added, CUTS, over))
     cutting.start()
-    code, _, err = call(f"bench dense.onnx small.onnx --device pi --pairs {PAIRS}")
+    code, _, err = call(f"bench dense.onnx small.onnx --device pi --pairs {PAIRS} --governor performance")
     over.set()
     cutting.join()
     assert code == 0, err
@@ -233,6 +238,9 @@ def test_bench_loses_no_pair_when_the_connection_is_cut_at_any_moment(added: Ser
     assert record.pairs == finished
     assert [pair.seed for pair in record.pairs] == list(range(PAIRS))
     assert record.context.device == "pi"
+    weathers = record.context.weather_before, record.context.weather_after
+    assert [weather and weather.cores[0].governor for weather in weathers] == ["performance", "performance"]
+    assert added.governor.read_text() == "ondemand"
     assert added.programs("/files/") == []
     assert not list((added.home / ".cache").rglob("*.part"))
 
@@ -374,9 +382,10 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "RANKFOLD_TEST": mark}
     command = [*RANKFOLD, "bench", "dense.onnx", "small.onnx", "--device", "pi", "--pairs", "100", "-o", "here.json"]
+    command += ["--governor", "performance"]
 
     def pair_has_begun() -> bool:
-        return len(added.programs("/files/")) >= 4  # a shell and Python each
+        return len(added.programs("/files/")) >= PAIR and added.governor.read_text() == "performance"
 
     complaint = interrupted(command, environment, folder, pair_has_begun)
     assert complaint.startswith("rankfold: interrupted; nothing half-written is left")
@@ -384,8 +393,23 @@ def test_ctrl_c_leaves_nothing_here_and_nothing_there(added: Server, folder: Pat
     while added.programs("/files/") or alive(mark) or connected(added):
         assert time.monotonic() < deadline, "something stays"
         time.sleep(0.05)
+    assert added.governor.read_text() == "ondemand"
     assert list(scratch.iterdir()) == []
     assert not (folder / "here.json").exists()
+
+
+def leave_when_awaited(board: Server, other: Reserved) -> None:
+    """As soon as a second keeper, a shell and Python, has been there for a while."""
+    deadline = time.monotonic() + 60
+    while len(board.programs(sha256_of(KEEPER))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    other.__exit__()
+
+
+def last_keeper(board: Server) -> int:
+    """The process that has had the board's lock at last."""
+    return json.loads((board.folder / "tmp" / "rankfold.lock").read_text())["pid"]
 
 
 def connected(board: Server) -> bool:
@@ -395,11 +419,17 @@ def connected(board: Server) -> bool:
 
 
 @on("sshd")
-def test_a_table_is_of_the_board(added: Server, folder: Path, call):
+def test_a_table_is_of_the_board_when_nobody_else_measures_there(added: Server, folder: Path, call, monkeypatch):
+    monkeypatch.setattr("rankfold.terminal.PLAIN_EVERY_S", 0.0)
+    other = Reserved(SshTransport(added.card()), "pi", None, pytest.fail).__enter__()
+    threading.Thread(target=leave_when_awaited, args=(added, other), daemon=True).start()
     code, said, err = call("latency-table fill dense.onnx --device pi")
     assert code == 0, err
+    assert re.search(r"^pi: 0/1 waiting: \S+@\S+ measures on 'pi' since ... \d\d:\d\d \(process \d+ there\)", err)
     assert "spatial" in said
+    keeper = last_keeper(added)
     assert call("latency-table show dense.onnx --device pi")[1] == said
+    assert last_keeper(added) == keeper, "only what measures has the board for itself"
     assert added.programs("/files/") == []
 
 
@@ -407,9 +437,12 @@ def test_a_table_is_of_the_board(added: Server, folder: Path, call):
 def test_evaluate_runs_there_on_data_that_is_sent_once(added: Server, folder: Path, call):
     images = 30 * np.random.default_rng(0).standard_normal((40, 3, 16, 16)).astype(np.float32)
     np.savez("data.npz", images=images, labels=np.arange(40) % 5)
+    keepers = set()
     for device in ("host", "pi", "pi"):
         code, _, err = call(f"evaluate small.onnx --data data.npz --device {device} -o {device}.json")
         assert code == 0, err
+        keepers |= {last_keeper(added)} if device == "pi" else set()
+    assert len(keepers) == 2
     assert (folder / "pi.json").read_bytes() == (folder / "host.json").read_bytes()
     assert 0 < json.loads((folder / "pi.json").read_text())["value"] < 1
     assert len(list((added.home / ".cache" / "rankfold" / "files").glob("*.npz"))) == 2  # 32 inputs, and 8

@@ -21,6 +21,7 @@ TOP = {
     "bench_commands",
     "compress_commands",
     "device_commands",
+    "fleet",
     "onnx_commands",
     "options",
     "onnx_stages",

@@ -131,11 +131,6 @@ class Report:
         return dense / small if dense and small else None
 
 
-def bench_path(source: Path) -> Path:
-    """The bench.json that `source`, a folder or the file itself, stands for."""
-    return source / "bench.json" if source.is_dir() else source
-
-
 def assemble(path: Path, headline: str | None = None) -> Report:
     """Read `path` (a bench.json) and the records beside it, and join them; raises InputError."""
     folder, bench = path.parent, Bench.read(path)

@@ -1,4 +1,4 @@
-"""The page: page.html and page.css filled in by jinja2, everything inline, nothing fetched."""
+"""The page: page.html, or across.html of several devices, filled in by jinja2, everything inline, nothing fetched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from .across import Across
 from .answer import answer
 from .assemble import Report
 from .context import context_rows
@@ -29,18 +30,17 @@ from .units import one_line
 _HERE = Path(__file__).parent
 
 
-def html_text(report: Report) -> str:
+def html_text(found: Report | Across) -> str:
     """The whole page as HTML; the same text for the same report."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        answer=answer(report),
+    return _filled("across.html", title=found.title, found=found) if isinstance(found, Across) else _page(found)
+
+
+def _page(report: Report) -> str:
+    top = answer(report)
+    return _filled(
+        "page.html",
+        title=top.title,
+        answer=top,
         emulated=report.is_emulated,
         where=where(report),
         files=files_table(report),
@@ -57,6 +57,18 @@ def html_text(report: Report) -> str:
         commands=report.commands,
         recipe=report.recipe,
     )
+
+
+def _filled(template: str, **values: object) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(css=css, **values)
 
 
 def where(report: Report) -> list[str]:

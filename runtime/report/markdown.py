@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .across import Across
 from .answer import Fact, answer
 from .assemble import Report
 from .context import context_rows
@@ -54,6 +55,20 @@ def markdown_text(report: Report) -> str:
         "## Commands\n\nIn the folder of the bench record:\n\n" + _fenced("\n".join(report.commands)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def across_markdown(found: Across) -> str:
+    """The page of several devices as Markdown."""
+    cautions = [f"- **{escape(device)}: {escape(c.what)}** Remedy: {escape(c.remedy)}" for device, c in found.cautions]
+    sections = [
+        f"# {escape(found.title)}",
+        *map(escape, found.sentences),
+        _section("Who gains where", found.speeds),
+        _section("Times", found.times),
+        "## Cautions\n\n" + ("\n".join(cautions) or "None: nothing in the measurements looked wrong."),
+        _section("Devices", found.devices),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _fact(fact: Fact) -> str:

@@ -23,7 +23,7 @@ from .units import (
     si,
 )
 
-_TOO_FEW = "too few"  # the page explains it below the table
+TOO_FEW = "too few"  # the page explains it below the table
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cell:
     @property
     def muted(self) -> bool:
         """Whether the text says that there is no number."""
-        return self.text in (NOT_MEASURED, _TOO_FEW, "")
+        return self.text in (NOT_MEASURED, TOO_FEW, "")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Table:
     roles: list[str]
 
 
-def _table(caption: str, columns: Sequence[tuple[Column, list[Cell]]], roles: Sequence[str] = ()) -> Table:
+def table_of(caption: str, columns: Sequence[tuple[Column, list[Cell]]], roles: Sequence[str] = ()) -> Table:
+    """A table by columns."""
     cells = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
     return Table(caption, [column for column, _ in columns], cells, list(roles) or ["other"] * len(cells))
 
@@ -77,25 +78,29 @@ def variants_table(report: Report) -> Table:
     off = (Column("off from here", "max|Δ| / max|y|"), [_agreement_cell(row.agreement) for row in rows])
     columns = [
         (Column("variant", kind="name"), _names(rows)),
-        *([] if report.is_emulated else [(Column("speed-up", "×, 95 % interval"), _ratio_cells(report))]),
+        *(
+            []
+            if report.is_emulated
+            else [(Column("speed-up", "×, 95 % interval"), [ratio_cell(report, row) for row in rows])]
+        ),
         (Column("accuracy", "95 % interval"), [_score_cell(row) for row in rows]),
         *([off] if report.is_emulated else _measured(rows)),
         _scaled("size", "B", [row.variant.size_bytes for row in rows]),
         _scaled("MACs", "", [row.variant.macs for row in rows]),
         _scaled("parameters", "", [row.variant.parameters for row in rows]),
     ]
-    return _table("Every variant, measured", columns, [row.role for row in rows])
+    return table_of("Every variant, measured", columns, [row.role for row in rows])
 
 
 def _measured(rows: Sequence[Row]) -> list[tuple[Column, list[Cell]]]:
     """Times, and memory."""
     return [
         *(
-            (Column(f"p{round(q * 100)}", "ms"), _times([row.quantile_s(q) for row in rows], _TOO_FEW))
+            (Column(f"p{round(q * 100)}", "ms"), time_cells([row.quantile_s(q) for row in rows], TOO_FEW))
             for q in (0.5, 0.9, 0.99)
         ),
-        (Column("first run", "ms"), _times([row.first_run_s for row in rows])),
-        (Column("session creation", "ms"), _times([row.session_creation_s for row in rows])),
+        (Column("first run", "ms"), time_cells([row.first_run_s for row in rows])),
+        (Column("session creation", "ms"), time_cells([row.session_creation_s for row in rows])),
         _scaled("peak memory", "B", [row.peak_rss_bytes for row in rows]),
     ]
 
@@ -106,11 +111,8 @@ def _agreement_cell(agreement: Agreement | None) -> Cell:
     return Cell(f"{agreement.relative:.1e}", f"allowed {agreement.allowed:.0e}", alarm=not agreement.passed)
 
 
-def _ratio_cells(report: Report) -> list[Cell]:
-    return [_ratio_cell(report, row) for row in report.rows]
-
-
-def _ratio_cell(report: Report, row: Row) -> Cell:
+def ratio_cell(report: Report, row: Row) -> Cell:
+    """A variant's speed-up with its interval; an alarm where it is surely slower."""
     if row is report.baseline:
         return Cell("1", "by definition")
     if row.comparison is None:
@@ -122,7 +124,8 @@ def _score_cell(row: Row) -> Cell:
     return Cell(score_text(row.score), score_interval(row.score) if row.score else "")
 
 
-def _times(values_s: list[float | None], missing: str = NOT_MEASURED) -> list[Cell]:
+def time_cells(values_s: list[float | None], missing: str = NOT_MEASURED) -> list[Cell]:
+    """Seconds as milliseconds, one number of digits."""
     return [Cell(t) for t in aligned([None if v is None else v * 1e3 for v in values_s], missing)]
 
 
@@ -142,13 +145,13 @@ def realised_table(report: Report) -> Table:
     columns = [
         (Column("variant", kind="name"), _names(rows)),
         (Column("MAC reduction", "×"), [Cell(text) for text in aligned(reductions)]),
-        (Column("measured speed-up", "×"), [_ratio_cell(report, row) for row in rows]),
+        (Column("measured speed-up", "×"), [ratio_cell(report, row) for row in rows]),
         (
             Column("realised", "% of the saving"),
             [Cell("no MAC saved" if s is None else f"{s * 100:.0f}") for s in shares],
         ),
     ]
-    return _table("MAC reduction against measured speed-up", columns, [row.role for row in rows])
+    return table_of("MAC reduction against measured speed-up", columns, [row.role for row in rows])
 
 
 def layers_table(row: Row) -> Table | None:
@@ -169,7 +172,7 @@ def layers_table(row: Row) -> Table | None:
         (Column("reason", kind="prose"), [Cell(one_line(layer.reason)) for layer in decided]),
     ]
     shown = [c for c in columns if c[0].kind != "number" or any(not cell.muted for cell in c[1])]
-    return _table(f"Layers of {one_line(row.name)}", shown)
+    return table_of(f"Layers of {one_line(row.name)}", shown)
 
 
 def _rank_cell(layer: LayerDecision) -> Cell:
@@ -193,7 +196,7 @@ def groups_table(row: Row) -> Table | None:
         (Column("members", kind="prose"), [Cell(one_line(", ".join(g.members))) for g in decided]),
         (Column("reason", kind="prose"), [Cell(one_line(g.reason)) for g in decided]),
     ]
-    return _table(f"Channel groups of {one_line(row.name)}", columns)
+    return table_of(f"Channel groups of {one_line(row.name)}", columns)
 
 
 def parity_table(report: Report) -> Table | None:
@@ -210,7 +213,7 @@ def parity_table(report: Report) -> Table | None:
         (Column("bound"), [Cell("lossy" if c.bound is None else f"{c.bound:.2e}") for _, c in checks]),
         (Column("outcome", kind="name"), [_outcome(c) for _, c in checks]),
     ]
-    return _table("Parity", columns)
+    return table_of("Parity", columns)
 
 
 def _outcome(check: ParityCheck) -> Cell:
@@ -233,7 +236,7 @@ def training_table(report: Report) -> Table | None:
         (Column("validation accuracy", "%"), [Cell(f"{t.validation_accuracy * 100:.1f}") for _, t in rows]),
         (Column("recipe", kind="prose"), [Cell(one_line(t.recipe.about)) for _, t in rows]),
     ]
-    return _table("Training", columns, [row.role for row, _ in rows])
+    return table_of("Training", columns, [row.role for row, _ in rows])
 
 
 def _proximal(proximal_s: float, train_s: float) -> Cell:
@@ -247,7 +250,7 @@ def files_table(report: Report) -> Table:
         (Column("file", kind="name"), [Cell(one_line(row.variant.file)) for row in report.rows]),
         (Column("sha256", kind="name"), [Cell(row.variant.sha256) for row in report.rows]),
     ]
-    return _table("The files measured", columns, [row.role for row in report.rows])
+    return table_of("The files measured", columns, [row.role for row in report.rows])
 
 
 def csv_text(report: Report) -> str:
