@@ -72,8 +72,6 @@ def bench(
         require_writable(summary)  # now, not after minutes of measuring
     if wanted is not None:
         gates.check_names(wanted, [name for name, _ in named(models)])
-        if card.find(device).is_emulated:
-            raise InputError(f"--gate judges times, and device '{device}' is emulated; see rankfold cost --at-most")
     asked: dict[str, Any] = {
         "threads": threads,
         "cores": None if cores is None else core_mask(cores),
@@ -97,6 +95,8 @@ def bench(
         cards = card.find_all(device.split(",")) if fleet is None else card.fleet(fleet)
         _bench_fleet(models, cards, output, asked)
         return
+    if wanted is not None and card.find(device).is_emulated:
+        raise InputError(f"--gate judges times, and device '{device}' is emulated; see rankfold cost --at-most")
     if sweep:
         if resume:
             raise InputError("--resume goes on with one setting; leave out --sweep")

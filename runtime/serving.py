@@ -112,10 +112,10 @@ def persistently(work: Callable[[], Result], tell: Callable[[str], None] = lambd
         try:
             return work()
         except Unreachable as error:
-            until = time.monotonic() + wait_s
-            while (left_s := until - time.monotonic()) > 0:
-                tell(f"waiting {left_s:.0f} s: {error}")
-                time.sleep(min(left_s, 1.0))
+            parts = max(1, round(wait_s))
+            for part in range(parts):
+                tell(f"waiting {wait_s * (1 - part / parts):.0f} s: {error}")
+                time.sleep(wait_s / parts)
     return work()
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -177,7 +178,8 @@ def changed(folder: Path, change: str) -> str:
         "import importlib.util, sys\n"
         "spec = importlib.util.spec_from_file_location('board', sys.argv.pop(1))\n"
         "board = importlib.util.module_from_spec(spec)\n"
-        f"spec.loader.exec_module(board)\n{change}\nboard.main()\n"
+        "spec.loader.exec_module(board)\n"
+        f"if hasattr(board, 'probe'):  # the keeper stays as it is\n{indent(change, '    ')}\nboard.main()\n"
     )
     return interpreter(
         folder, f'test "$1" = -c && exec {sys.executable} "$@"; shift; exec {sys.executable} -I {forger} "$@"'
