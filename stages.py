@@ -244,8 +244,8 @@ def measured(
     except DeviceError as error:
         if not kept.done:
             raise
-        words = f"{len(kept.done)} pairs are kept in {kept.path}, the same command with --resume goes on after them"
-        raise type(error)(f"{error}; {words}") from error
+        words = f"{len(kept.done)} pairs are kept in {kept.path}; go on after them with the same options and"
+        raise type(error)(f"{error}; {words} --device {found.name} -o {path} --resume") from error
     bench.write(path)
     kept.forget()
     if options.loads:

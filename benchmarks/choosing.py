@@ -57,7 +57,7 @@ def _plain(function: Callable[[Subject], Found]) -> Asked:
         try:
             return function(subject)
         except CheckFailed as error:
-            return Found({"fastest": subject.search.fastest.ratio}, str(error))
+            return Found({"fastest": subject.search.fastest.ratio}, subject.anonymous(str(error)))
 
     return ask
 

@@ -47,7 +47,7 @@ def budget(subject: Subject, *, widths: bool = False) -> Found:
         except CheckFailed as error:
             search = subject.search
             found = {"budget": SHARE, "fastest": search.fastest.ratio, "predicted": search.predicted(search.fast)}
-            return Found(found, str(error))
+            return Found(found, subject.anonymous(str(error)))
         done = Compressed.read(Path(folder) / names[0])
     timing = done.plan.timing
     assert timing is not None, "a plan for a budget of time has one"

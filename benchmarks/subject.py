@@ -52,6 +52,10 @@ class Subject:
     inputs: NDArray[np.float32] | None = None
     report: Report = silent
 
+    def anonymous(self, text: str) -> str:
+        """A message without the folder that the files happened to lie in."""
+        return text.replace(f"{self.folder}/", "")
+
     @property
     def tile(self) -> int:
         """That of the device."""

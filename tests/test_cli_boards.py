@@ -337,7 +337,8 @@ def test_a_runner_that_is_killed_costs_no_pair_that_was_done(board: Server, fold
     killing.join()
     assert (code, said) == (3, "")
     assert "was killed by SIGKILL" in err
-    assert err.endswith("pairs are kept in bench.json.part, the same command with --resume goes on after them\n")
+    remedy = "go on after them with the same options and --device pi -o bench.json --resume"
+    assert err.endswith(f"pairs are kept in bench.json.part; {remedy}\n")
     first = Done.model_validate_json(part.read_text().splitlines()[1])
     assert not (folder / "bench.json").exists()
     assert call("bench dense.onnx small.onnx --device pi --pairs 3 --resume")[0] == 2
