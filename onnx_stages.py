@@ -190,10 +190,10 @@ def layer_times(
         path = table or table_path()
         if not fill and not path.exists():
             raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
-        found = card.find(device)
+        there = card.find(device)
         with (
             bars(stderr) as new_bar,
-            reserved_device(found, new_bar) if fill else nullcontext(transport_of(found)) as transport,
+            reserved_device(there, new_bar) if fill else nullcontext(transport_of(there)) as transport,
         ):
             watch = stopwatch(transport, facts, Options(threads=threads), path)
             said = given(shapes, inputs)

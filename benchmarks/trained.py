@@ -18,20 +18,17 @@ GPU many share it. `time` measures what DIR holds, side by side.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import hashlib
 import json
-import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty, Queue
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,7 +68,7 @@ from .command import in_one_line, machine_of
 from .oneshot import MEAN, STD, cifar, exported, published
 from .rows import read, write
 from .slices import sliced
-from .training import ended, workers
+from .training import Told, side_by_side
 
 RESULTS = Path("docs/results/trained.jsonl")
 WEIGHTS_FILE = "weights.safetensors"
@@ -213,34 +210,18 @@ def trained(job: Job, data_path: Path, say: Callable[[int, int, float], None]) -
     return row
 
 
-def _in_worker(job: Job, data: Path, queue: Queue[tuple[str, int, int, float]]) -> TrainedRow:
+def _in_worker(data: Path, job: Job, told: Told) -> TrainedRow:
     name = f"{job.network.name}, seed {job.seed}" + ("" if job.weight else ", labels alone")
-    return trained(job, data, lambda step, steps, left_s: queue.put((name, step, steps, left_s)))
+    return trained(job, data, lambda step, steps, left_s: told.put((name, step, steps, left_s, "")))
 
 
 def run(jobs: Sequence[Job], data: Path, count: int, until: float) -> Iterator[TrainedRow]:
     """The rows of all jobs as they end, `count` at a time; what has not ended `until` then is left, to go on from."""
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, workers(count, context) as pool, bars() as new_bar:
-        queue: Queue[tuple[str, int, int, float]] = manager.Queue()
-        running = {pool.submit(_in_worker, job, data, queue) for job in jobs}
-        shown: dict[str, Any] = {}
-        try:
-            while running and time.monotonic() < until:
-                with contextlib.suppress(Empty):
-                    name, step, steps, left_s = queue.get(timeout=0.2)
-                    shown.setdefault(name, new_bar(name)).show(step, steps, left_s, "")
-                done = {future for future in running if future.done()}
-                running -= done
-                yield from (future.result() for future in done)
-        finally:
-            ended(pool, [job.folder for job in jobs])
+    for future in side_by_side(partial(_in_worker, data), jobs, [job.folder for job in jobs], count, until):
+        yield future.result()
 
 
 # --- timing -------------------------------------------------------------------------------------------------
-
-
-REWRITTEN = tuple(REWRITES)  # what makes every network of this kind faster here
 
 
 def onnx_of(job: Job, data: Dataset, folder: Path) -> Path:
@@ -257,7 +238,7 @@ def onnx_of(job: Job, data: Dataset, folder: Path) -> Path:
     else:
         prepare_dense(learned, path)
     model, _ = opened(path, Given(), folder)
-    save(rewritten(model, REWRITTEN), path)
+    save(rewritten(model, REWRITES), path)
     return path
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DeviceError
 from ..files import remove_unfinished
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
 
 _POLL_S = 0.2
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Told = Queue[tuple[str, int, int, float, str]]
 
 
 def train_all(todo: list[Job], data: Path | None, count: int) -> None:
@@ -28,28 +33,45 @@ def train_all(todo: list[Job], data: Path | None, count: int) -> None:
     todo = [job for job in todo if not job.is_done()]
     if not todo:
         return
+    try:
+        for future in list(side_by_side(partial(_train_one, data), todo, [job.folder for job in todo], count)):
+            future.result()
+    except BrokenProcessPool as error:
+        raise DeviceError("a training process was killed; free memory, then give the same command") from error
+
+
+def side_by_side(
+    work: Callable[[Item, Told], Result],
+    todo: Sequence[Item],
+    folders: Sequence[Path],
+    count: int,
+    until: float = math.inf,
+) -> Iterator[Future[Result]]:
+    """`work(item, told)` in processes, `count` at a time, as they end; what has not ended `until` then is ended.
+
+    They put into `told` what to show: a name, steps done, steps, seconds left and a text. `folders` are theirs.
+    """
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, workers(count, context) as pool, bars() as new_bar:
-        queue: Queue[tuple[str, int, int, float, str]] = manager.Queue()
-        running = [pool.submit(_train_one, job, data, queue) for job in todo]
+    with context.Manager() as manager, _workers(count, context) as pool, bars() as new_bar:
+        told: Told = manager.Queue()
+        running = {pool.submit(work, item, told) for item in todo}
         shown: dict[str, Any] = {}
         try:
-            while not all(future.done() for future in running):
-                _show_one(queue, shown, new_bar)
-            for future in as_completed(running):
-                future.result()
-        except BrokenProcessPool as error:
-            raise DeviceError("a training process was killed; free memory, then give the same command") from error
+            while running and time.monotonic() < until:
+                _show_one(told, shown, new_bar)
+                done = {future for future in running if future.done()}
+                running -= done
+                yield from done
         finally:
-            ended(pool, [job.folder for job in todo])
+            _end(pool, folders)
 
 
-def workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
+def _workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
     """Ctrl-C reaches the whole process group: the workers leave it to us."""
     return ProcessPoolExecutor(count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
-def ended(pool: ProcessPoolExecutor, folders: list[Path]) -> None:
+def _end(pool: ProcessPoolExecutor, folders: Sequence[Path]) -> None:
     """End what still runs (after a failure or Ctrl-C; checkpoints stay), and what it was writing."""
     running = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers(), nothing before
     pool.shutdown(cancel_futures=True, wait=False)
@@ -60,16 +82,17 @@ def ended(pool: ProcessPoolExecutor, folders: list[Path]) -> None:
         remove_unfinished(folder)
 
 
-def _show_one(queue: Queue[tuple[str, int, int, float, str]], shown: dict[str, Any], new_bar: Callable) -> None:
+def _show_one(queue: Told, shown: dict[str, Any], new_bar: Callable) -> None:
     try:
         name, step, steps, left_s, text = queue.get(timeout=_POLL_S)
     except Empty:
         return
-    bar = shown.setdefault(name, new_bar(name))
-    bar.show(step, steps, left_s, text)
+    if name not in shown:
+        shown[name] = new_bar(name)
+    shown[name].show(step, steps, left_s, text)
 
 
-def _train_one(job: Job, data: Path | None, queue: Queue[tuple[str, int, int, float, str]]) -> None:
+def _train_one(data: Path | None, job: Job, queue: Told) -> None:
     """In a worker process: train, resuming a run that was killed."""
     from ..train import checkpoint
     from ..train import data as datasets

@@ -16,6 +16,7 @@ from ..errors import DeviceError
 
 Judge = Callable[[int, str], DeviceError]
 
+PATIENCE_S = 3.0  # for a process to end by itself: two must not be alive when the next is timed
 _MAX_ANSWER_BYTES = 64 << 20  # a million samples in JSON are 20 MB
 _EXIT_LIMIT_S = 5.0
 _STDERR_TAIL_BYTES = 4096

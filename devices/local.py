@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from ..errors import DeviceError
-from .child import ChildProcess, killed, last_line
+from .child import PATIENCE_S, ChildProcess, killed, last_line
 
 BOARD = Path(__file__).with_name("board.py")
-_PATIENCE_S = 3.0
 
 
 class LocalTransport:
@@ -22,7 +21,7 @@ class LocalTransport:
 
     def start(self, program: Path, *arguments: str) -> ChildProcess:
         """Start a program of ours, which ends by itself when the process's context is left."""
-        return ChildProcess([sys.executable, "-I", str(program), *arguments], death, _PATIENCE_S)
+        return ChildProcess([sys.executable, "-I", str(program), *arguments], death, PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the file is."""

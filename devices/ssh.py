@@ -26,7 +26,7 @@ from typing import IO
 from ..errors import DeviceError, InputError, Unreachable
 from ..files import sha256_of
 from ..records import Card
-from .child import ChildProcess, forget, killed, last_line, started, tail
+from .child import PATIENCE_S, ChildProcess, forget, killed, last_line, started, tail
 from .local import BOARD
 
 LIMIT_S = 60.0  # of a command that only looks at something
@@ -36,7 +36,6 @@ _KEPT_BYTES = 4 << 30  # files on the board beyond this go, those first that wer
 # sshd refuses some of those who are not let in yet, from the tenth on (MaxStartups 10:30:100), and all boards may lie
 # behind one that we jump over.
 _HANDSHAKES = threading.BoundedSemaphore(8)
-_PATIENCE_S = 3.0  # for a process there to end by itself: two must not be alive when the next is timed
 _MAX_OUTPUT_BYTES, _MOST_DIGITS = 1 << 16, 19
 _CONNECTION_FAILED, _NOT_EXECUTABLE, _NOT_FOUND, _SIGNAL = 255, 126, 127, 128  # statuses of ssh(1) and sh(1)
 _FULL = "No space left"  # on device
@@ -104,7 +103,7 @@ class SshTransport:
 
     def _started(self, run: str) -> ChildProcess:
         """By the shell, which has a status for a signal."""
-        return ChildProcess(self._command(f"{run}; exit $?"), self._death, _PATIENCE_S)
+        return ChildProcess(self._command(f"{run}; exit $?"), self._death, PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""

@@ -17,7 +17,7 @@ packages.py  manifest.json of a package
 
 from __future__ import annotations
 
-from .base import CostKind, FormName, Part, Positive, Record, Sha256, first_problem
+from .base import CostKind, FormName, Part, Positive, Record, Sha256, Solver, first_problem
 from .bench import (
     Agreement,
     Begun,
@@ -165,6 +165,7 @@ __all__ = [
     "Score",
     "Seconds",
     "Sha256",
+    "Solver",
     "Sustained",
     "TrainRecord",
     "TrainedRow",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import FormName, Part, Positive, Record, Sha256
+from .base import FormName, Part, Positive, Record, Sha256, Solver
 
 
 class ModelSpec(Part):
@@ -79,7 +79,7 @@ class RegularizerSpec(Part):
     alpha: float = Field(default=0.0, ge=0, le=1)
     form: Literal["channel", "input-channel", "spatial", "linear"] = "channel"
     every: int = Field(default=10, gt=0)
-    solver: Literal["gram", "svd", "newton-schulz"] = "gram"
+    solver: Solver = "gram"
     scale: Literal["folded", "raw"] = "folded"
     relative: bool = False
     groups: Literal["filter", "coupled"] = "filter"

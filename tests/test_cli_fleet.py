@@ -107,7 +107,7 @@ def lab(server: Server, tmp_path: Path, monkeypatch) -> Path:
         python = interpreter(server, name, BRIEFLY_S)
         config.append(f"Host {name}\n  HostName 127.0.0.{index + 2}\n")
         told = {"name": name, "about": "sleeps", "transport": "ssh", "host": name, "python": python}
-        told |= {"ssh_config": str(tmp_path / "config.ssh"), "workdir": str(folder / "work")}
+        told |= {"ssh_config": str(tmp_path / "config.ssh"), "workdir": str(folder / "there")}
         card.write({**told, "tested": "never"})
     (tmp_path / "config.ssh").write_text("\n".join(reversed(config)))
     names = ", ".join(f'"pi{index + 1}"' for index in range(COUNT))
@@ -155,12 +155,12 @@ def test_ctrl_c_ends_all_and_leaves_nothing(lab: Path, server: Server):
 
     def both_have_begun() -> bool:
         begun.append(time.monotonic())
-        return all(len(server.programs(f"/{name}/work/files/")) >= PAIR for name in ("pi1", "pi2"))
+        return all(len(server.programs(f"/{name}/there/files/")) >= PAIR for name in ("pi1", "pi2"))
 
     complaint = interrupted(command, environment, lab, both_have_begun)
     assert complaint.splitlines()[-1].startswith("rankfold: interrupted; nothing half-written is left")
     deadline = begun[-1] + 1.5 * GONE_S  # a pair takes twice as long
-    while left := server.programs("/work/files/") or alive(mark):
+    while left := server.programs("/there/files/") or alive(mark):
         assert time.monotonic() < deadline, f"{left} stay"
         time.sleep(0.05)
     print(f"gone after {time.monotonic() - begun[-1]:.1f} s")
@@ -190,7 +190,7 @@ def test_many_take_as_long_as_the_slowest(lab: Path, server: Server):
     print(f"{COUNT} devices: {took_s:.1f} s, the slowest {slowest_s:.1f} s; {max(sizes) / 1e6:.0f} MB here")
     assert max(sizes) < MOST_BYTES
     assert took_s < 1.1 * slowest_s
-    assert server.programs("/work/files/") == []
+    assert server.programs("/there/files/") == []
 
 
 def began(context: Context) -> float:

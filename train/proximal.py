@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import RankfoldError
+from ..records import Solver
 
 
 class DivergedError(RankfoldError):
@@ -22,7 +23,6 @@ class DivergedError(RankfoldError):
     exit_code = 1
 
 
-Solver = Literal["gram", "svd", "newton-schulz"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 _ITERATIONS = 24  # of Newton and Schulz: eigenvalues grow 2.25-fold in each, 10⁻⁷ of the largest comes to 1 in 20
 
@@ -57,8 +57,8 @@ def nuclear_norm_prox(
 
     solver  'gram': by the eigenvectors of the smaller Gram matrix in float64, as exact as a float32 SVD and faster;
             float64 takes the SVD. 'svd': by an SVD. 'newton-schulz': by matrix products alone, for large matrices on
-            accelerators: σ − tσ/√(σ² + t²), which is σ − t where σ ≫ t and near 0 where σ ≪ t; nothing is exempt, and
-            no rank falls before an exact step.
+            accelerators: σ − tσ/√(σ² + t²), which is σ − t where σ ≫ t and near 0 where σ ≪ t, so no rank falls before
+            an exact step; where values are exempt it is as 'gram'.
     """
     shares = torch.as_tensor(threshold, dtype=torch.float64, device=matrix.device).expand(matrix.shape[:-2])
     if solver == "newton-schulz" and not exempt:

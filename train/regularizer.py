@@ -29,7 +29,7 @@ from ..export.decompose import energy_of_ranks, numerical_rank, rank_of_share
 from ..export.forms import FORMS, Form, KernelShape, kernel_shape
 from ..export.grid import nearest_rank, strengths_by_time, useful_ranks
 from ..export.tile import nearest_tile, up_to_tile
-from ..records import FormName, LayerSummary, LayerTable, LayerTime
+from ..records import FormName, LayerSummary, LayerTable, LayerTime, Solver
 from .groups import Family, coupled_families, filter_families
 from .layers import (
     Layer,
@@ -44,7 +44,6 @@ from .layers import (
 from .proximal import (
     SOLVERS,
     DivergedError,
-    Solver,
     nuclear_norm,
     nuclear_norm_prox,
     singular_values,
@@ -286,8 +285,8 @@ class CompressionAware:
             for layer in self.layers.values():
                 layer.kill(self._held[layer.name].dead)
         kernels = {layer.name: layer.kernel(self.scale) for layer in self.layers.values()}
-        for (_, exempt, rank), names in self._alike(kernels).items():
-            matrices = torch.stack([matricize(self._form(name), kernels[name]) for name in names])
+        for (_, exempt, rank), alike in self._alike(kernels).items():
+            names, matrices = list(alike), torch.stack(list(alike.values()))
             try:
                 if rank is not None:
                     changed = truncate_rank(matrices, rank, solver=solver)
@@ -309,17 +308,18 @@ class CompressionAware:
             family.kill(~family.live(), self._optimizer)
         self._pending = [0.0] * len(self._pending)
 
-    def _alike(self, kernels: Mapping[str, Tensor]) -> dict[tuple[torch.Size, int, int | None], list[str]]:
-        """The layers whose ranks fall now, those that are decomposed together under one key: the shape of the matrix,
-        the singular values exempt from shrinkage, and the rank where it is held.
+    def _alike(self, kernels: Mapping[str, Tensor]) -> dict[tuple[torch.Size, int, int | None], dict[str, Tensor]]:
+        """The matrices of the layers whose ranks fall now, those that are decomposed together under one key: their
+        shape, the singular values exempt from shrinkage, and the rank where it is held.
         """
-        found: dict[tuple[torch.Size, int, int | None], list[str]] = defaultdict(list)
+        found: dict[tuple[torch.Size, int, int | None], dict[str, Tensor]] = defaultdict(dict)
         for name, layer in self.layers.items():
             rank = self._held[name].rank if self._held is not None else None
             if layer.form is None or (rank is None and (self._held is not None or not self._tau[name])):
                 continue
             exempt = self._useful.get(name, [self._exempt])[0] if rank is None else 0
-            found[matricize(layer.form, kernels[name]).shape, exempt, rank].append(name)
+            matrix = matricize(layer.form, kernels[name])
+            found[matrix.shape, exempt, rank][name] = matrix
         return found
 
     def _form(self, name: str) -> Form:

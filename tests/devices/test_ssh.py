@@ -169,7 +169,7 @@ def test_a_connection_that_is_cut_ends_the_process_in_the_middle_of_a_run(board:
 
 @on("sshd")  # dropbear tells the process half of it: that one waits for HUNG_UP_LIMIT_S
 def test_a_run_that_hangs_is_given_up_and_ended_there(board: Server, model: Path, monkeypatch):
-    monkeypatch.setattr(ssh, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(ssh, "PATIENCE_S", 0.1)
     transport = SshTransport(board.card())
     with transport.launch() as process:
         served(process, transport.place(model))
