@@ -87,7 +87,7 @@ def test_slow_networks_have_as_many_rounds_as_a_ratio_needs(tmp_path):
     watch = watch_on(FakeDevice({}, time_of=lambda path: path.stat().st_size * 1e-6), tmp_path / "t.sqlite")
     one, two = b"x" * 500_000, b"x" * 1_000_000
     rounds = [
-        watch.timed(one, [two], whole=True, launches=1, run_s=run_s)[key_of(two)].rounds for run_s in (0.0, 0.2, 0.6)
+        watch.timed(one, [two], whole=True, launches=1, run_s=run_s)[key_of(two)].rounds for run_s in (0.0, 0.2, 0.8)
     ]
     assert rounds[0] < 6
     assert rounds[1] < WHOLE_ROUNDS <= rounds[2]
