@@ -20,9 +20,10 @@ from rankfold.records import Bench
 from .conftest import SOAK
 from .emulation import emulated
 from .runtime.conftest import save_convolution
-from .servers import Server, interpreter, on
+from .servers import Server, interpreter
 
 PROCESSOR = "Cortex-A72"
+SSHD = pytest.mark.parametrize("board", ["sshd"], indirect=True)  # in soak too, where emulation takes minutes
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def added(call, board: Server, python: str, like: str) -> None:
 
 
 @pytest.mark.skipif(not SOAK, reason="an emulated process more: in soak")
-@on("sshd")
+@SSHD
 def test_its_times_are_not_taken_for_a_boards(board: Server, python: str, call):
     added(call, board, python, "aarch64")
     code, said, error = call("devices check arm")
@@ -51,7 +52,7 @@ def test_its_times_are_not_taken_for_a_boards(board: Server, python: str, call):
     assert "ok       onnxruntime" in said
 
 
-@on("sshd")
+@SSHD
 def test_its_outputs_are_compared_with_those_here(board: Server, python: str, tmp_path: Path, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     added(call, board, python, "qemu-cortex-a72")
@@ -76,7 +77,7 @@ def test_its_outputs_are_compared_with_those_here(board: Server, python: str, tm
 
 
 @pytest.mark.skipif(not SOAK, reason="wheels for aarch64 are sent and unpacked there: in soak")
-@on("sshd")
+@SSHD
 def test_it_is_set_up_reserved_and_timed_as_a_board_is(board: Server, python: str, tmp_path: Path, call):
     """All that a board is asked for. The times that come are of the emulator, and nobody is shown them."""
     added(call, board, python, "qemu-cortex-a72")
