@@ -248,12 +248,14 @@ def stopwatch(
 
     Raises InputError where a device cannot say what is asked for.
     """
-    if isinstance(transport, QemuTransport):
-        if cost == "time":
-            raise InputError("an emulated device yields no times; plan by a proxy: compress --cost instructions")
+    if facts.emulated and cost == "time":
+        raise InputError("an emulated device yields no times; plan by a proxy: compress --cost instructions on qemu-…")
+    if cost == "instructions":
+        if not isinstance(transport, QemuTransport):
+            raise InputError(
+                "--cost instructions: they are counted on qemu-… alone; name one, or go by a board's times"
+            )
         transport = CountingTransport(transport)
-    elif cost == "instructions":
-        raise InputError("--cost instructions: this device is real; measure its times, or name an emulated one: qemu-…")
     return Stopwatch(transport, facts, options, Table(path or table_path(), setting_of(facts, options)))
 
 

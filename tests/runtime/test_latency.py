@@ -221,8 +221,9 @@ def test_counts_are_ratios_without_error_and_nothing_is_counted_twice(tmp_path, 
 def test_times_and_instructions_are_not_taken_for_each_other(tmp_path, counted):
     with LocalTransport().launch() as process:
         facts = probe.facts(process)
+    emulated = facts.model_copy(update={"emulated": True})
     with pytest.raises(InputError, match=r"an emulated device yields no times; .* --cost instructions"):
-        stopwatch(QemuTransport(card.find("qemu-cortex-a72")), facts, Options(), tmp_path / "t.sqlite")
-    with pytest.raises(InputError, match="--cost instructions: this device is real"):
+        stopwatch(QemuTransport(card.find("qemu-cortex-a72")), emulated, Options(), tmp_path / "t.sqlite")
+    with pytest.raises(InputError, match="--cost instructions: they are counted on qemu-… alone"):
         stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite", "instructions")
     assert stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite").cost == "time"
