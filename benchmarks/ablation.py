@@ -51,7 +51,7 @@ from .rows import read, write
 from .training import Told, side_by_side
 
 RESULTS = Path("docs/results/ablation.jsonl")
-FINISHES: tuple[Finish, ...] = ("none", "distilled", "labels")
+FIRST: tuple[Finish, ...] = ("none", "distilled")  # of all seeds, before "labels"
 QUESTIONS: tuple[
     tuple[str, str, Finish, tuple[float, ...]], ...
 ] = (  # a strength, the arm it is chosen for, how, of what
@@ -89,8 +89,9 @@ def key(network: Network) -> tuple[str, int]:
 
 
 def grid(family: Family, found: Strengths, seeds: Sequence[int], only: Sequence[str]) -> list[Network]:
-    """All networks: every arm of a seed before the next seed, and what stands beside the ablation at the end."""
-    every = [n for seed in seeds for finish in FINISHES for n in family.networks(found, finish, seed)]
+    """All networks: every arm of a seed before the next seed; then those that learn on from labels, and the taught."""
+    every = [network for seed in seeds for finish in FIRST for network in family.networks(found, finish, seed)]
+    every += [network for seed in seeds for network in family.networks(found, "labels", seed)]
     every += [network for seed in seeds for network in family.taught(found, seed)]
     networks = [network for network in every if not only or network.arm in only]
     if not networks:
