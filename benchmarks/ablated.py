@@ -148,9 +148,9 @@ def draw(rows: Sequence[AblationRow], path: Path) -> None:
         )
         for line, (finish, said) in zip(panels, FINISHED.items(), strict=True):
             for axes, (name, size) in zip(line, SIZES.items(), strict=True):
+                axes.set(xscale="log", xlabel=name, title=said)
                 for arm, colour in COLOURS.items():
                     _curve(axes, [row for row in rows if row.finish == finish and row.arm == arm], size, arm, colour)
-                axes.set(xscale="log", xlabel=name, title=said)
             line[0].set_ylabel("test accuracy, %")
         panels[0][0].legend(frameon=False, loc="lower right")
         with replacing(path) as temporary:

@@ -173,10 +173,13 @@ def trained(
 
 
 def shapes_of(path: Path) -> str:
-    """What decides how fast a network is: its operators and the sizes of their weights, in order."""
+    """What decides how fast a network is: its operators and the sizes of their kernels, in order.
+
+    A factor that went through torch has got a bias of zeros, which costs nothing.
+    """
     graph = onnx.load(path).graph
-    sizes = {entry.name: list(entry.dims) for entry in graph.initializer}
-    return json.dumps([(node.op_type, [sizes.get(name) for name in node.input]) for node in graph.node])
+    sizes = {entry.name: list(entry.dims) for entry in graph.initializer if len(entry.dims) > 1}
+    return json.dumps([(node.op_type, [sizes[name] for name in node.input if name in sizes]) for node in graph.node])
 
 
 def timed(networks: Sequence[Network], rows: Rows, work: Path, options: Options) -> Iterator[AblationRow]:
@@ -263,12 +266,14 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument("--threads", type=int, default=1)
     timing.add_argument("--pairs", type=int, default=8)
     timing.add_argument("--again", action="store_true", help="seeds that were measured, too")
+    timing.set_defaults(only=[])  # what is measured side by side can be compared
+    for one in (going, showing):
+        one.add_argument("--only", nargs="+", default=[], metavar="ARM", help="'low rank' and such")
     for one in (going, timing):
         one.add_argument("--work", type=Path, required=True, help="folder for trainings and networks")
     for one in (going, timing, showing):
         one.add_argument("--results", type=Path, default=RESULTS)
         one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-        one.add_argument("--only", nargs="+", default=[], metavar="ARM", help="'low rank' and such")
         one.add_argument("--full", action="store_true", help="the network of full width")
         one.add_argument("--epochs", type=int, default=HALF.epochs)
         one.add_argument("--fine-epochs", type=int, default=HALF.fine_epochs)

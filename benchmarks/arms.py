@@ -10,6 +10,7 @@ All that is there is kept; two processes that need the same training wait for on
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -205,6 +206,7 @@ def _train_on(network: Network, student: nn.Module, plan: Plan, data: Dataset, w
     target, teaching = network.file(work), _learned(network.dense, data, work, say)
     teacher, small = _module(network.dense, teaching, data).eval(), network.size_folder(work)
     origin = teaching / CHECKPOINT if network.taught else small / "compact.onnx"
+    plain = copy.deepcopy(student).eval()  # training changes the memory layout, which the exporter would write down
     train(
         network.fine,
         data,
@@ -216,7 +218,8 @@ def _train_on(network: Network, student: nn.Module, plan: Plan, data: Dataset, w
     )
     with replacing_all(target.parent, [NETWORK]) as scratch:
         learned = scratch / "learned.onnx"
-        to_onnx(student.eval(), _example(data), learned)
+        plain.load_state_dict(student.state_dict())
+        to_onnx(plain, _example(data), learned)
         carry_out(learned, learned if network.taught else small / "dense.onnx", scratch / NETWORK, unmeasured(plan))
 
 

@@ -101,7 +101,7 @@ def test_one_network_from_random_weights_to_its_row(data, tmp_path):
     assert steps == ["training", *["fine-tuned, distilled"] * 8, *["taught"] * 9]
     assert rows[0].test_accuracy is None
     assert rows[1].test_accuracy in {n / 10 for n in range(11)}
-    assert rows[0].parameters == rows[1].parameters > rows[2].parameters
+    assert rows[0].macs == rows[1].macs > rows[2].macs
     files = [network.file(tmp_path) for network in (plain, tuned, taught)]
     assert shapes_of(files[0]) == shapes_of(files[1]) != shapes_of(files[2])  # fine-tuning changes no time
     assert files[0].read_bytes() != files[1].read_bytes()
