@@ -14,6 +14,7 @@ from ..files import write_text
 FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
 CostKind = Literal["time", "instructions"]
 Solver = Literal["gram", "svd", "newton-schulz"]
+Finish = Literal["none", "labels", "distilled"]
 Positive = Annotated[float, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _MAX_RECORD_BYTES = 1 << 30
