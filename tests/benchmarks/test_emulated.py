@@ -49,12 +49,11 @@ def models(tmp_path_factory) -> Path:
         emulated(device)
     folder = tmp_path_factory.mktemp("demo")
     jobs = {network.name: network.job for network in networks_of(load_spec("demo"), folder, seed=0)}
+    recipes = {name: job.recipe if SOAK else shortened(job.recipe) for name, job in jobs.items()}
+    glyphs = data.load(recipes["compact"].data)
     for name in ("dense", "compact") if SOAK else ("compact",):
-        job = jobs[name]
-        recipe = job.recipe if SOAK else shortened(job.recipe)
-        glyphs = data.load(recipe.data)
-        train(recipe, glyphs, job.folder)
-        export_run(job.folder)
+        train(recipes[name], glyphs, jobs[name].folder)
+        export_run(jobs[name].folder)
     np.savez(folder / "images.npz", input=glyphs.inputs(glyphs.train.images[:64]))
     shutil.copy(jobs["dense" if SOAK else "compact"].folder / DENSE, folder)
     for file in (COMPACT, "plan.json"):
