@@ -17,7 +17,7 @@ packages.py  manifest.json of a package
 
 from __future__ import annotations
 
-from .base import CostKind, FormName, Part, Positive, Record, Sha256, Solver, first_problem
+from .base import CostKind, FormName, Measure, Part, Positive, Record, Sha256, Solver, first_problem
 from .bench import (
     Agreement,
     Begun,
@@ -70,6 +70,7 @@ from .results import (
     OneShotRow,
     PlannedRow,
     ResultRow,
+    StabilityRow,
     TrainedRow,
     TuningRow,
     VariantSpec,
@@ -79,6 +80,7 @@ from .training import (
     DataSpec,
     DistillSpec,
     EpochRow,
+    Event,
     LayerSummary,
     ModelSpec,
     OptimizerSpec,
@@ -86,6 +88,7 @@ from .training import (
     Promise,
     Recipe,
     RegularizerSpec,
+    TargetReached,
     TrainRecord,
 )
 
@@ -115,6 +118,7 @@ __all__ = [
     "Drop",
     "EpochRow",
     "Evaluation",
+    "Event",
     "EvidenceRow",
     "Explained",
     "Explanation",
@@ -133,6 +137,7 @@ __all__ = [
     "LayerTime",
     "Made",
     "Matched",
+    "Measure",
     "ModelCount",
     "ModelScore",
     "ModelSpec",
@@ -166,7 +171,9 @@ __all__ = [
     "Seconds",
     "Sha256",
     "Solver",
+    "StabilityRow",
     "Sustained",
+    "TargetReached",
     "TrainRecord",
     "TrainedRow",
     "Tuned",

@@ -13,6 +13,7 @@ from ..files import write_text
 
 FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
 CostKind = Literal["time", "instructions"]
+Measure = Literal["macs", "params", "latency"]
 Solver = Literal["gram", "svd", "newton-schulz"]
 Positive = Annotated[float, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
