@@ -17,7 +17,7 @@ from rankfold.train.strength import STRONGEST
 from .test_regularizer import idle_steps, network, sgd, train_step
 from .test_regularizer import table as rows_of
 
-STEPS, HOLD_AT = 20, 12
+STEPS, HOLD_AT = 18, 12
 
 
 def law(leaves):
@@ -71,7 +71,7 @@ def test_the_way_begins_whole_and_ends_at_the_share():
 def steered(strength=1.0, seed=0, **settings):
     model = network(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    given = {"low_rank": 0.2 * strength, "group": 0.1 * strength, "every": 2, "hold_at": HOLD_AT, **settings}
+    given = {"low_rank": 0.2 * strength, "group": 0.1 * strength, "every": 3, "hold_at": HOLD_AT, **settings}
     regularizer = CompressionAware(model, optimizer, **given)
     torch.manual_seed(1)
     return model, optimizer, regularizer
@@ -92,7 +92,7 @@ def test_it_lands_on_the_target_from_any_strength(target, strength):
     assert found is not None
     assert 0.6 * found.wanted < found.reached <= found.wanted  # a filter of conv1 is an eighth of nearly all
     assert found.held_from is not None
-    assert found.held_from <= HOLD_AT + 2
+    assert found.held_from <= HOLD_AT + 3
     assert regularizer.missed() is None
 
 
