@@ -82,13 +82,13 @@ def seek(take: Callable[[float], float], strength: float, wanted: float, *, most
 
     `take(strength)` takes the step anew, from where the first began, and returns what it leaves; the strength returned
     is that of the last one taken. Where no strength leaves the right share, it is one that leaves too much, or, if this
-    is the `last` chance, too little. Where there was too little before the step, a weaker one is taken, and `strength`
-    is returned: it is not the cause.
+    is the `last` chance, too little. Where no more than `wanted` was left before the step, it is not taken, and
+    `strength` is returned: the network rests until the way has come up with it.
     """
-    weak, strong, left = 0.0, math.inf, math.nan
+    weak, strong = 0.0, math.inf
     tried = following = min(strength, most)
     for number in range(1, _TRIES + 1):
-        tried, before = following, left
+        tried = following
         left = take(tried)
         if wanted * (1 - SLACK) <= left <= wanted:
             return tried
@@ -96,7 +96,7 @@ def seek(take: Callable[[float], float], strength: float, wanted: float, *, most
             weak = tried
         else:
             strong = tried
-        if not weak and left == before:
+        if number == 1 and left < wanted and take(0.0) <= wanted:
             return strength
         if weak >= most or strong < weak * _ALIKE:
             break
