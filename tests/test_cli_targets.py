@@ -52,3 +52,4 @@ def test_a_recipe_is_aimed_with_its_own_strengths_or_with_ours():
     ours = aimed(tiny(regularizer=None), "macs", 0.3).regularizer
     assert ours is not None
     assert (ours.relative, ours.low_rank, ours.group, ours.target_macs) == (True, 0.01, 1.0, 0.3)
+    assert ours.start_at > 0

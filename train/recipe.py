@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from ..errors import InputError
 from ..records import Measure, Recipe, RegularizerSpec, first_problem
 
-# Strengths where a recipe has none and a target is given: only their ratio counts.
-_STRENGTHS = {"relative": True, "low_rank": 0.01, "group": 1.0}
+# Where a recipe has no strengths and a target is given: only their ratio counts, and what dies before the network has
+# learned something is chosen by chance.
+_STRENGTHS = {"relative": True, "low_rank": 0.01, "group": 1.0, "start_at": 0.2}
 
 
 def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
