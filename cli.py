@@ -115,7 +115,7 @@ def train(
 
     loaded = load_recipe(recipe, change or ())
     asked: dict[Measure, float | None] = {"macs": target_macs, "params": target_params, "latency": target_latency}
-    targets = {of: share for of, share in asked.items() if share is not None}
+    targets: dict[Measure, float] = {of: share for of, share in asked.items() if share is not None}
     if len(targets) > 1 or (targets and plan is not None):
         raise InputError("give one of --target-macs, --target-params and --target-latency, and no --plan with it")
     for of, share in targets.items():

@@ -71,10 +71,8 @@ def target_of(
 
 
 def way(share: float, progress: float) -> float:
-    """What is wanted when `progress` (0 to 1) of the time is over: from 1 to `share`, fast at first, as weights are
-    pruned in Zhu & Gupta, "To prune, or not to prune" (2017), equation 1.
-    """
-    return share + (1 - share) * (1 - min(1.0, max(0.0, progress))) ** 3
+    """What is wanted when `progress` (0 to 1) of the time is over: from 1 to `share`, in a straight line."""
+    return 1 - (1 - share) * min(1.0, max(0.0, progress))
 
 
 def seek(take: Callable[[float], float], strength: float, wanted: float, *, most: float, last: bool) -> float:

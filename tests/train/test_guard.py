@@ -84,7 +84,7 @@ def test_a_network_that_learns_nothing_begins_anew_with_weaker_strengths():
 
 
 def test_what_was_held_is_free_again_and_the_guard_ends_once_all_is_well():
-    model, optimizer, regularizer = aware(hold_at=SPAN + 5)
+    model, optimizer, regularizer = aware(hold_at=SPAN + 5, every=5)
     guard = Guard(regularizer, CHANCE)
     for _ in range(SPAN + 5):
         train_step(model, optimizer)
