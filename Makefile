@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k evidence choosing planted counted promised stability clean
+.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised stability clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,12 @@ chars74k: $(READY) ## accuracy against latency on Chars74K, 3 seeds (hours): DAT
 	@test -n "$(DATA)" || { echo "rankfold: make chars74k needs DATA=chars74k36.npz" >&2; exit 2; }
 	$(COMPARE) chars74k --out runs/chars74k --seeds 0 1 2 --data $(DATA) --results docs/results/chars74k.jsonl
 	$(VENV)/bin/python -m rankfold.benchmarks.curves docs/results/chars74k.jsonl
+
+ablation: $(READY) ## what each part of the training is worth on Chars74K, 5 seeds (hours; goes on): DATA=chars74k36.npz
+	@test -n "$(DATA)" || { echo "rankfold: make ablation needs DATA=chars74k36.npz" >&2; exit 2; }
+	$(VENV)/bin/python -m rankfold.benchmarks.ablation run $(DATA) --work runs/ablation
+	$(VENV)/bin/python -m rankfold.benchmarks.ablation time --work runs/ablation
+	$(VENV)/bin/python -m rankfold.benchmarks.ablation show
 
 evidence: $(READY) ## compare files of known ratio some 1,000 times: does the interval cover it (hours; goes on where it was)
 	$(VENV)/bin/python -m rankfold.benchmarks.evidence run

@@ -66,6 +66,7 @@ def add(
         "python": python,
         "runner": runner,
         "workdir": workdir,
+        "emulated": model.is_emulated or None,
         "expected_architecture": model.expected_architecture,
         "tested": "never",
     }

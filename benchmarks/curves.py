@@ -75,13 +75,13 @@ def pareto(places: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def at_time(time: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """Accuracy of the curve (time, accuracy) at `time`, linear in log time; None where the curve has none."""
+def at(size: float, curve: Sequence[tuple[float, float]]) -> float | None:
+    """Accuracy of the curve (size, accuracy) at `size`, linear in its logarithm; None below the curve's smallest."""
     ordered = sorted(curve)
-    if not ordered or time < ordered[0][0]:
+    if not ordered or size < ordered[0][0]:
         return None
-    logs = [math.log(t) for t, _ in ordered]
-    return float(np.interp(math.log(time), logs, [accuracy for _, accuracy in ordered]))
+    logs = [math.log(each) for each, _ in ordered]
+    return float(np.interp(math.log(size), logs, [accuracy for _, accuracy in ordered]))
 
 
 def _point(name: str, rows: Sequence[ResultRow], front: Mapping[str, Sequence[ResultRow]]) -> Point:
@@ -109,7 +109,7 @@ def _differences(rows: Sequence[ResultRow], front: Mapping[str, Sequence[ResultR
     found = []
     for row in rows:
         curve = [(_time([d]), d.test_accuracy) for rows_ in front.values() for d in rows_ if d.seed == row.seed]
-        dense = at_time(_time([row]), curve)
+        dense = at(_time([row]), curve)
         if dense is not None:
             found.append(row.test_accuracy - dense)
     return found

@@ -5,7 +5,8 @@ reach.py      card → transport
 transport.py  the seam: files are placed on a board, a process there answers requests; what its answers must look like
 local.py      the transport to this machine: board.py in a fresh process, killed with us
 ssh.py        the transport to a board: files by their content, board.py behind the system's ssh
-qemu.py       the transport to an emulated board: board.py on aarch64 code under QEMU, for outputs and never for times
+qemu.py       the transport to an emulated board: board.py on aarch64 code under QEMU
+emulated.py   a process on such a board, or on one over ssh: for outputs, never for times
 userland.py   what that runs in: Debian's Python and wheels for aarch64, unpacked into the user's cache
 counting.py   instructions of a run there, by QEMU's plugin count.c
 child.py      a child process that answers JSON lines, which all start

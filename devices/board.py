@@ -186,6 +186,24 @@ def uses_nchwc(model: bytes) -> bool:
             return NCHWC_NODE in file.read()
 
 
+def machine_of(program: str) -> bytes:
+    """The processor that a program is for (ELF's e_machine, both bytes); empty where it cannot be read."""
+    try:
+        with open(program, "rb") as file:
+            return file.read(20)[18:]
+    except OSError:
+        return b""
+
+
+def is_emulated() -> bool:
+    """Whether the program that the kernel runs is for another processor than this interpreter, as QEMU's is.
+
+    Emulators show a process itself in /proc/self; of /proc/thread-self, which is the same, they do not know.
+    """
+    seen = {machine_of("/proc/thread-self/exe"), machine_of("/proc/self/exe")}
+    return len(seen - {b""}) == 2
+
+
 def probe(request: dict[str, Any]) -> dict[str, Any]:
     """What the board is; `request["tile_model"]` is the base64 of a small convolution."""
     import numpy
@@ -209,6 +227,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "onnxruntime_version": ort.__version__,
         "providers": ort.get_available_providers(),
         "nchwc": uses_nchwc(base64.b64decode(request["tile_model"])),
+        "emulated": is_emulated(),
     }
 
 

@@ -20,7 +20,8 @@ from ..errors import DeviceError, InputError
 from ..files import cache_folder, replacing, sha256_of
 from ..records import Part
 from .child import last_line
-from .qemu import EmulatedProcess, QemuTransport, program
+from .emulated import EmulatedProcess
+from .qemu import QemuTransport, program
 from .transport import LOAD_LIMIT_S, checked
 
 RUNS = 3  # of which the one with the fewest instructions counts: an allocation more or less is in some

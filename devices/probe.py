@@ -64,3 +64,7 @@ def check_card(card: Card, found: Facts) -> None:
             f"device '{card.name}' should be {card.expected_architecture}, found {found.architecture}; "
             "correct its card or its address"
         )
+    if found.emulated and not card.is_emulated:
+        here = card.transport == "local"
+        remedy = "run rankfold natively" if here else "to compare outputs there, write emulated = true into its card"
+        raise DeviceError(f"device '{card.name}' is emulated on another processor and yields no times; {remedy}")

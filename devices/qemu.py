@@ -1,7 +1,7 @@
 """The transport to an emulated board: board.py on the aarch64 onnxruntime, under QEMU's user-mode emulation.
 
-It shows whether a model runs there and what it puts out. An emulator never yields a time: what would be one is refused
-here, whoever asks.
+It shows whether a model runs there and what it puts out. An emulator never yields a time: what would be one is refused,
+whoever asks.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import DeviceError, InputError
 from ..files import write_text
 from ..records import Card
 from . import userland
-from .child import ChildProcess
+from .emulated import EmulatedProcess
 from .local import BOARD, death
 
-_TIMED = {"serve", "block", "paced", "contest", "operators"}  # requests whose answers are times
-_SLOWER = 20.0  # than a board's own limits allow for
 _NEON = "fp asimd evtstrm crc32 cpuid"
 
 
@@ -60,17 +57,6 @@ PROCESSORS = {
         "Cortex-A76", 0xD0B, f"{_NEON} aes pmull sha1 sha2 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
     ),
 }
-
-
-class EmulatedProcess(ChildProcess):
-    """A board process that is asked for no times, and that says what it is."""
-
-    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        """The answer to a request; InputError for one whose answer would be a time."""
-        if request["command"] in _TIMED:
-            raise InputError("an emulator's times say nothing of a board's; count instructions: rankfold cost")
-        answer = super().ask(request, _SLOWER * limit_s)
-        return answer | {"emulated": True} if request["command"] == "probe" else answer
 
 
 class QemuTransport:

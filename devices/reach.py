@@ -28,7 +28,7 @@ def reserved(card: Card, tell: Callable[[str], None], governor: str | None = Non
     a board without Python is not known, and an emulated device has no times that others could disturb.
     """
     transport = transport_of(card)
-    if isinstance(transport, QemuTransport) or card.runner is not None:
+    if card.is_emulated or card.runner is not None:
         if governor is not None:
             raise InputError(f"--governor: nothing can set it on device '{card.name}'; leave it out")
         return nullcontext(transport)

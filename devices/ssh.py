@@ -27,6 +27,7 @@ from ..errors import DeviceError, InputError, Unreachable
 from ..files import sha256_of
 from ..records import Card
 from .child import PATIENCE_S, ChildProcess, forget, killed, last_line, started, tail
+from .emulated import EmulatedProcess
 from .local import BOARD
 
 LIMIT_S = 60.0  # of a command that only looks at something
@@ -94,16 +95,21 @@ class SshTransport:
 
     def launch(self) -> ChildProcess:
         """Start board.py, or the runner that answers instead, there."""
-        return self.start(BOARD) if self.card.runner is None else self._started(shlex.quote(self.card.runner))
+        kind = EmulatedProcess if self.card.is_emulated else ChildProcess
+        run = self._python(BOARD) if self.card.runner is None else shlex.quote(self.card.runner)
+        return self._started(run, kind)
 
     def start(self, program: Path, *arguments: str) -> ChildProcess:
         """Start a program of ours there. Leaving the process's context ends it, as does the end of the connection."""
-        words = shlex.join([self.place(program), *arguments])
-        return self._started(f'{self.interpreter}"$python" -I {words}')
+        return self._started(self._python(program, *arguments))
 
-    def _started(self, run: str) -> ChildProcess:
+    def _python(self, program: Path, *arguments: str) -> str:
+        words = shlex.join([self.place(program), *arguments])
+        return f'{self.interpreter}"$python" -I {words}'
+
+    def _started(self, run: str, kind: type[ChildProcess] = ChildProcess) -> ChildProcess:
         """By the shell, which has a status for a signal."""
-        return ChildProcess(self._command(f"{run}; exit $?"), self._death, PATIENCE_S)
+        return kind(self._command(f"{run}; exit $?"), self._death, PATIENCE_S)
 
     def place(self, path: Path) -> str:
         """Where the board has this file, by its content; what is missing of it is sent, and checked there."""

@@ -9,9 +9,12 @@ says how far from the optimum the choice may be.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +30,7 @@ _SECONDS = 60.0
 _OUT_OF_TIME = 1  # a status of scipy.optimize.milp
 _GAP = 1e-4
 _SLACK = 1e-9  # of a limit: rounding of sums
+_EXCHANGED, _EXCHANGES = 600, 60  # options that two layers may change to at once, and how often
 _DEAREST, _HALVINGS = 1e12, 60  # of a unit of the limited resource, and of the interval its price lies in
 
 
@@ -123,9 +127,9 @@ def _by_price(
     that may be from the optimum, as a share.
 
     A unit of the limited resource gets the lowest price at which the best choice keeps the limit (Lagrangian bound;
-    Everett, Operations Research 11(3), 1963); what that leaves of the limit is spent greedily. Options whose bound
-    lies above this choice are none (variable fixing, Nauss, Management Science 24(12), 1978). Without such a price
-    nothing is ruled out and no choice is there.
+    Everett, Operations Research 11(3), 1963); what that leaves of the limit is spent greedily, by one layer and then
+    by two at once. Options whose bound lies above this choice are none (variable fixing, Nauss, Management Science
+    24(12), 1978). Without such a price nothing is ruled out and no choice is there.
     """
     everything = {name: list(options) for name, options in layers.items()}
     unknown = everything, {}, math.inf
@@ -160,14 +164,11 @@ def _by_price(
         return unknown
     reduced: NDArray[np.float64] = cost + high * use
     least = np.minimum.reduceat(reduced, starts)
-    while True:
-        gain = np.where(use - use[at][owner] <= bound - use[at].sum(), cost[at][owner] - cost, 0.0)
-        found = int(gain.argmax())
-        if gain[found] <= 0:
-            break
-        at[owner[found]] = found
+    lowest = float(least.sum() - high * bound)
+    near = np.argsort(reduced - least[owner], kind="stable")[:_EXCHANGED]
+    _spend(at, bound, cost, use, owner, near, lowest / (1 - _GAP))
     reached = float(cost[at].sum())
-    slack = reached - float(least.sum() - high * bound)
+    slack = reached - lowest
     room = slack * (1 + _GAP) + _SLACK * (abs(reached) + 1)
     kept = reduced - least[owner] <= room
     left = {
@@ -176,6 +177,35 @@ def _by_price(
     }
     gap = max(slack, 0.0) / abs(reached) if reached else 0.0
     return left, named(at), gap
+
+
+def _spend(
+    at: NDArray[np.intp],
+    bound: float,
+    cost: NDArray[np.float64],
+    use: NDArray[np.float64],
+    owner: NDArray[np.intp],
+    near: NDArray[np.intp],
+    enough: float,
+) -> None:
+    """Change the options `at` to cheaper ones as long as the bound allows: of one layer, the best first; then, until
+    the sum is `enough`, of two at once among those of `near`.
+    """
+    while True:
+        gain = np.where(use - use[at][owner] <= bound - use[at].sum(), cost[at][owner] - cost, 0.0)
+        found = int(gain.argmax())
+        if gain[found] <= 0:
+            break
+        at[owner[found]] = found
+    whose = owner[near]
+    for _ in range(_EXCHANGES):
+        more, gain = use[near] - use[at][whose], cost[at][whose] - cost[near]
+        fits = (np.add.outer(more, more) <= bound - use[at].sum()) & (whose[:, None] != whose)
+        gains = np.where(fits, np.add.outer(gain, gain), 0.0)
+        pair = list(np.unravel_index(int(gains.argmax()), gains.shape))
+        if gains[tuple(pair)] <= 0 or cost[at].sum() <= enough:
+            break
+        at[whose[pair]] = near[pair]
 
 
 class _Programme(Generic[What]):
@@ -242,13 +272,14 @@ class _Programme(Generic[What]):
             constraints.append(LinearConstraint(costs[1:], -np.inf, most))
         lowest: Any = np.zeros(count)
         lowest[count - peaks :] = [floor / unit for floor in self._floors]
-        found = milp(
-            costs[0] * count,
-            integrality=np.arange(count) < count - peaks,
-            bounds=Bounds(lowest, 1),
-            constraints=constraints,
-            options={"time_limit": seconds, "mip_rel_gap": _GAP},
-        )
+        with _nothing_printed():
+            found = milp(
+                costs[0] * count,
+                integrality=np.arange(count) < count - peaks,
+                bounds=Bounds(lowest, 1),
+                constraints=constraints,
+                options={"time_limit": seconds, "mip_rel_gap": _GAP},
+            )
         if found.x is None and found.status == _OUT_OF_TIME:
             raise CheckFailed(
                 f"no choice among {count - peaks} ways and widths was found within {seconds:g} s; "
@@ -264,6 +295,26 @@ class _Programme(Generic[What]):
 
     def _has_peaks(self, name: str) -> bool:
         return any(one.peaks.get(name) for _, one in self._options)
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Keep off stdout what HiGHS prints there now and then, whatever its options say."""
+    flush = ctypes.CDLL(None).fflush
+    try:
+        stdout = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    flush(None)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _matrix(rows: Sequence[tuple[list[int], list[float]]], count: int) -> csr_array:

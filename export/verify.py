@@ -58,13 +58,14 @@ class InPlace:
 def in_place(search: Search, draft: Draft, report: Report = silent) -> InPlace:
     """Every factorised layer of a draft against itself dense."""
     step, plan = "holding each layer against itself dense", search.sketch(draft)
+    run_s = search.dense.reference_s * search.predicted(draft)
     found: dict[str, list[float]] = {name: [] for name, way in draft.ways.items() if not way.is_dense}
     undecided = list(found)
     for _ in range(_TIMES):
         for start in range(0, len(undecided), _AT_ONCE):
             report(step, len(found) - len(undecided) + start, len(found))
             sketches = {name: search.sketch(draft.without(name)) for name in undecided[start : start + _AT_ONCE]}
-            timed = search.watch.timed(plan, list(sketches.values()), whole=True, launches=_LAUNCHES)
+            timed = search.watch.timed(plan, list(sketches.values()), whole=True, launches=_LAUNCHES, run_s=run_s)
             for name, content in sketches.items():
                 found[name] += map(math.log, timed[key_of(content)].launches)
         undecided = InPlace(found).open()

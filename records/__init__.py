@@ -17,7 +17,7 @@ packages.py  manifest.json of a package
 
 from __future__ import annotations
 
-from .base import CostKind, FormName, Measure, Part, Positive, Record, Sha256, Solver, first_problem
+from .base import CostKind, Finish, FormName, Measure, Part, Positive, Record, Sha256, Solver, first_problem
 from .bench import (
     Agreement,
     Begun,
@@ -62,6 +62,7 @@ from .plans import (
     Tuned,
 )
 from .results import (
+    AblationRow,
     ChoosingRow,
     Claim,
     ComparisonSpec,
@@ -93,6 +94,7 @@ from .training import (
 )
 
 __all__ = [
+    "AblationRow",
     "Agreement",
     "Bar",
     "Begun",
@@ -123,6 +125,7 @@ __all__ = [
     "Explained",
     "Explanation",
     "Facts",
+    "Finish",
     "Fleet",
     "FormName",
     "Frontier",

@@ -15,6 +15,7 @@ FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
 CostKind = Literal["time", "instructions"]
 Measure = Literal["macs", "params", "latency"]
 Solver = Literal["gram", "svd", "newton-schulz"]
+Finish = Literal["none", "labels", "distilled"]
 Positive = Annotated[float, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _MAX_RECORD_BYTES = 1 << 30

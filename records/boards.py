@@ -20,8 +20,8 @@ class Card(Part):
     `host` may be an alias of the user's ~/.ssh/config, or of `ssh_config` (a file here); what is not given is left to
     that. `workdir` is a folder there, relative to the home folder unless it begins with a slash; `python` an
     interpreter there, `runner` a program that answers instead, as docs/board.c does. `cpu` is QEMU's name of a
-    processor to emulate. Format 1: first version; with transport ssh came `host` to `workdir`, then `runner`, with qemu
-    `cpu`.
+    processor to emulate; a board over ssh that somebody else emulates is `emulated`. Format 1: first version; with
+    transport ssh came `host` to `workdir`, then `runner`, with qemu `cpu`, then `emulated`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -35,6 +35,7 @@ class Card(Part):
     runner: BoardPath | None = None
     workdir: BoardPath = ".cache/rankfold"
     cpu: Word | None = None
+    emulated: bool = False
     expected_architecture: str | None = None
     tested: str = Field(description="date of the last boot by a person, or 'never'")
 
@@ -45,12 +46,14 @@ class Card(Part):
                 raise ValueError(
                     f"transport {self.transport} {'needs a' if self.transport == transport else 'has no'} {key}"
                 )
+        if self.emulated and self.transport != "ssh":
+            raise ValueError(f"transport {self.transport} has no emulated, which is of boards over ssh")
         return self
 
     @property
     def is_emulated(self) -> bool:
         """Whether its times say nothing of a board's."""
-        return self.transport == "qemu"
+        return self.transport == "qemu" or self.emulated
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]

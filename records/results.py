@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import FormName, Part, Record, Sha256
+from .base import Finish, FormName, Part, Record, Sha256
 from .training import Event
 
 
@@ -203,6 +203,33 @@ class TrainedRow(Record):
     train_s: float
     macs: float | None = None
     parameters: float | None = None
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threads: int | None = None
+    machine: str | None = Field(default=None, description="processor and onnxruntime that it was timed on")
+
+
+class AblationRow(Record):
+    """One network of the ablation: a line of docs/results/ablation.jsonl. Times are in comparison with the dense
+    network of its seed, once measured. Format 1: first version.
+    """
+
+    arm: str = Field(description="what was done to it: benchmarks/arms.py")
+    point: str = Field(description="the size that was asked for")
+    finish: Finish = Field(description="whether and how it was fine-tuned")
+    seed: int
+    config_hash: str
+    low_rank: float = Field(description="τ")
+    group: float = Field(description="λ")
+    rate: float | None = Field(description="of fine-tuning")
+    epochs: int = Field(description="with those of fine-tuning")
+    parameters: int
+    macs: int
+    validation_accuracy: float
+    test_accuracy: float | None = Field(description="None: only tried, on the validation split")
+    n: int = Field(description="test images")
+    train_s: float
     speedup: float | None = None
     low: float | None = None
     high: float | None = None

@@ -26,9 +26,10 @@ class Counting:
     options: Options
 
     def __post_init__(self) -> None:
-        if not self.card.is_emulated:
+        if self.card.transport != "qemu":
+            name = self.card.name
             raise InputError(
-                f"device '{self.card.name}' is real: time it with rankfold bench, or count on qemu-cortex-a72"
+                f"instructions are counted on qemu-… alone, not on '{name}'; name one, or use rankfold bench"
             )
 
     def cost(

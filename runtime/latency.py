@@ -35,6 +35,7 @@ from .turns import Options, choose_cores
 LAUNCHES = 2  # processes a contest is held in: whole launches differ
 ROUNDS, SECONDS = 800, 6.0  # of a contest, whichever comes first; three rounds a launch at least
 WHOLE_SECONDS = 10.0  # for whole networks, each of whose runs comes after two that are not timed
+WHOLE_ROUNDS = 48  # of a launch for these, where it is known how long a run takes: with 5 a ratio is 5 % off, not 0.5
 _NEAR = 16  # rounds within which runs are compared: the machine changes from one second to the next
 _PARTS = 5  # of a launch's rounds, whose spread says how sure a ratio is
 _BUSY_S = 60.0  # to wait for another process that writes
@@ -183,17 +184,23 @@ class Stopwatch:
         return list(found.values())
 
     def timed(
-        self, reference: bytes, models: Sequence[bytes], *, whole: bool = False, launches: int = LAUNCHES
+        self,
+        reference: bytes,
+        models: Sequence[bytes],
+        *,
+        whole: bool = False,
+        launches: int = LAUNCHES,
+        run_s: float = 0.0,
     ) -> dict[str, Timed]:
         """Hold one contest, now, whatever the table says; ratios by the models' keys.
 
         `whole` networks run as when they are served, on the inputs, or their shapes, that the options name; parts of
-        one have their own.
+        one have their own. Where a run takes about `run_s` seconds, it lasts as long as enough rounds do.
         """
 
         def hold() -> dict[str, Timed]:
             with self._launched(launches) as processes:
-                return self._held(processes, reference, models, whole=whole)
+                return self._held(processes, reference, models, whole=whole, run_s=run_s)
 
         return persistently(hold)
 
@@ -204,7 +211,13 @@ class Stopwatch:
             yield [stack.enter_context(self.transport.launch()) for _ in range(count)]
 
     def _held(
-        self, processes: Sequence[BoardProcess], reference: bytes, models: Sequence[bytes], *, whole: bool
+        self,
+        processes: Sequence[BoardProcess],
+        reference: bytes,
+        models: Sequence[bytes],
+        *,
+        whole: bool,
+        run_s: float = 0.0,
     ) -> dict[str, Timed]:
         options = self.options if whole else replace(self.options, shapes={}, inputs=None)
         cores = choose_cores(options, self.facts)
@@ -215,10 +228,10 @@ class Stopwatch:
             for file, model in zip(files, (reference, *models), strict=True):
                 file.write_bytes(model)
             request = {"models": list(map(self.transport.place, files)), **told(self.transport, options, cores)}
-            seconds = WHOLE_SECONDS if whole else SECONDS
+            seconds = max((WHOLE_SECONDS if whole else SECONDS) / LAUNCHES, WHOLE_ROUNDS * len(names) * run_s)
             for launch, process in enumerate(processes):
                 request |= {"seed": options.seed + launch, "alone": whole}
-                samples = contest(process, request, ROUNDS // LAUNCHES, seconds / LAUNCHES)
+                samples = contest(process, request, ROUNDS // LAUNCHES, seconds)
                 launches.append(np.log(np.asarray(samples)))
         reference_s = undisturbed(np.exp(np.concatenate([launch[0] for launch in launches])).tolist())
         return {
@@ -235,12 +248,14 @@ def stopwatch(
 
     Raises InputError where a device cannot say what is asked for.
     """
-    if isinstance(transport, QemuTransport):
-        if cost == "time":
-            raise InputError("an emulated device yields no times; plan by a proxy: compress --cost instructions")
+    if facts.emulated and cost == "time":
+        raise InputError("an emulated device yields no times; plan by a proxy: compress --cost instructions on qemu-…")
+    if cost == "instructions":
+        if not isinstance(transport, QemuTransport):
+            raise InputError(
+                "--cost instructions: they are counted on qemu-… alone; name one, or go by a board's times"
+            )
         transport = CountingTransport(transport)
-    elif cost == "instructions":
-        raise InputError("--cost instructions: this device is real; measure its times, or name an emulated one: qemu-…")
     return Stopwatch(transport, facts, options, Table(path or table_path(), setting_of(facts, options)))
 
 

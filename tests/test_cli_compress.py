@@ -259,7 +259,7 @@ def test_a_model_without_a_choice_has_an_empty_table_and_a_table_that_is_not_the
 def test_instructions_are_a_cost_of_emulated_devices_and_of_budgets(models, tmp_path, call, monkeypatch):
     monkeypatch.chdir(models)
     for options, says in {
-        "--budget 0.7 --cost instructions": "--cost instructions: this device is real",
+        "--budget 0.7 --cost instructions": "--cost instructions: they are counted on qemu-… alone",
         "--macs 0.7 --cost instructions": "--cost instructions: goes with --budget, --damage or --max-drop",
     }.items():
         code, _, error = call(f"compress net.onnx -o {tmp_path / 'out.onnx'} {options}")

@@ -8,13 +8,9 @@ import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 
-from rankfold.records import Bench, TrainRecord
-
 from .conftest import ROOT
-from .emulation import emulated
 from .making import GOALS, Maker, environment
 
 _STARTED_WITHIN_S = 120.0  # a slow machine imports torch for half a minute
@@ -96,24 +92,3 @@ def _kill_in_training(maker: Maker) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def test_its_networks_agree_on_aarch64(again, call, monkeypatch):
-    """Dense, compact and int8: float32 within its own rounding, int8 to the last bit."""
-    emulated("qemu-cortex-a72")
-    monkeypatch.chdir(again.run)
-    channels, height, width = TrainRecord.read(again.run / "train.json").input_shape
-    np.savez("data.npz", images=np.random.default_rng(0).random((16, channels, height, width), np.float32))
-    done = call(f"quantize compact.onnx -o int8.onnx --data data.npz --size {height}x{width}")
-    assert done[0] == 0, done
-    for device in ("qemu-cortex-a72", "qemu-cortex-a76"):
-        code, said, error = call(f"bench dense.onnx compact.onnx int8.onnx --device {device}")
-        assert code == 0, error
-        assert f"{device} is emulated: it yields no times" in said
-        bench = Bench.read(again.run / "bench.json")
-        assert (bench.context.facts.emulated, bench.context.facts.tile, bench.context.facts.layout) == (True, 4, "nchw")
-        assert ("asimddp" in bench.context.facts.isa) == (device == "qemu-cortex-a76")
-        found = {one.variant: one.relative for one in bench.agreements}
-        assert 0 < found["dense"] <= 1e-5
-        assert 0 < found["compact"] <= 1e-5
-        assert found["int8"] == 0

@@ -45,6 +45,7 @@ def test_an_unknown_device_names_the_known_ones(own_cards: Path):
         (GOOD.replace("bench-pi", "other"), "calls its device 'other'"),
         (GOOD + "speed = 3\n", r"bench-pi\.toml: unknown key 'speed'"),
         (GOOD.replace("local", "telepathy"), r"bench-pi\.toml: 'transport'"),
+        (GOOD + "emulated = true\n", r"bench-pi\.toml: .*transport local has no emulated"),
         ("name = ", r"bench-pi\.toml: expected TOML"),
         ("\udcff", r"bench-pi\.toml: expected TOML"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rankfold.devices.counting import Counted, count, plugin, qemu_version
-from rankfold.devices.qemu import EmulatedProcess
+from rankfold.devices.emulated import EmulatedProcess
 from rankfold.errors import DeviceError
 from rankfold.export.candidates import DENSE, Place, Way, model_of
 from rankfold.export.forms import Pixels

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from rankfold.devices import card, probe
 from rankfold.devices.local import LocalTransport
 from rankfold.errors import DeviceError
-from rankfold.records import Facts, Weather
+from rankfold.records import Card, Facts, Weather
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,16 @@ def test_a_card_for_another_machine_is_refused(found: tuple[Facts, Weather]):
     probe.check_card(host, found[0])
     with pytest.raises(DeviceError, match="device 'host' should be riscv64, found"):
         probe.check_card(host.model_copy(update={"expected_architecture": "riscv64"}), found[0])
+
+
+def test_an_emulated_board_is_refused_unless_its_card_says_what_it_is(found: tuple[Facts, Weather]):
+    facts = found[0].model_copy(update={"emulated": True})
+    told = {"name": "arm", "about": "", "transport": "ssh", "host": "arm", "tested": "never"}
+    with pytest.raises(DeviceError, match=r"'arm' is emulated on another .*, write emulated = true into its card"):
+        probe.check_card(Card.model_validate(told), facts)
+    probe.check_card(Card.model_validate(told | {"emulated": True}), facts)
+    with pytest.raises(DeviceError, match=r"'host' is emulated on another .*; run rankfold natively"):
+        probe.check_card(card.find("host"), facts)
 
 
 class Answers:

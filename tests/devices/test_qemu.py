@@ -12,10 +12,13 @@ import pytest
 
 from rankfold.devices import card, probe, userland
 from rankfold.devices.check import check
+from rankfold.devices.emulated import EmulatedProcess
 from rankfold.devices.local import BOARD, death
-from rankfold.devices.qemu import PROCESSORS, EmulatedProcess, QemuTransport
+from rankfold.devices.qemu import PROCESSORS, QemuTransport
 from rankfold.devices.setup import set_up
 from rankfold.errors import DeviceError, InputError
+
+from ..emulation import emulated
 
 DEVICES = [name for name in card.names() if name.startswith("qemu-")]
 A72 = card.find("qemu-cortex-a72")
@@ -110,6 +113,14 @@ def test_every_processor_shows_its_own_cpuinfo(programs: Path, tmp_path: Path):
         (prefix / "proc" / "cpuinfo").write_text("of another version")
         QemuTransport(found, tmp_path / "root").python()
         assert rows["Features"] in (prefix / "proc" / "cpuinfo").read_text()
+
+
+def test_an_emulated_process_shows_what_the_kernel_runs():
+    """Whoever started it: over ssh nobody would say so."""
+    asks = f"import sys; sys.path.insert(0, {str(BOARD.parent)!r}); import board; print(board.is_emulated())"
+    command = [*emulated("qemu-cortex-a72").python(), "-c", asks]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "True\n"
 
 
 # --- the userland -------------------------------------------------------------------------------------------

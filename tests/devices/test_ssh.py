@@ -145,6 +145,14 @@ def test_a_model_is_timed_there_and_nothing_stays(board: Server, model: Path):
     assert not board.programs(BOARD)
 
 
+@on("sshd")
+def test_one_that_is_emulated_is_asked_for_no_times(board: Server, model: Path):
+    with SshTransport(board.card(emulated=True)).launch() as process:
+        assert probe.facts(process).emulated
+        with pytest.raises(InputError, match="an emulator's times say nothing of a board's"):
+            served(process, str(model))
+
+
 def test_a_runner_that_is_killed_is_named(board: Server, model: Path):
     transport = SshTransport(board.card())
     with transport.launch() as process:

@@ -134,3 +134,11 @@ def test_large_problems_are_solved_with_a_small_gap():
     found = problem.solve("damage", {"seconds": dense / 2})
     assert found.gap <= 1e-3
     assert found.totals["seconds"] <= dense / 2 * (1 + 1e-6)
+
+
+def test_nothing_is_printed(capfd):
+    """HiGHS writes a line to stdout on this problem, where a user's JSON may go."""
+    problem = layers_alone(np.random.default_rng(4), 20, 30)
+    dense = problem.solve("damage", {}).totals["seconds"]
+    problem.solve("damage", {"seconds": dense / 2})
+    assert capfd.readouterr().out == ""

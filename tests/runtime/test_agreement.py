@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from rankfold.devices import card
+from rankfold.devices.emulated import EmulatedProcess
 from rankfold.devices.local import BOARD, death
-from rankfold.devices.qemu import EmulatedProcess
 from rankfold.errors import CheckFailed, InputError
 from rankfold.records import Bench
 from rankfold.runtime.agreement import FLOAT32, HALF, INT8, agree, judge, precision

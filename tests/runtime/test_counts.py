@@ -51,7 +51,9 @@ def test_counts_of_unlike_things_do_not_compare():
 
 
 def test_a_real_board_is_not_counted_on(call, convolution):
-    with pytest.raises(InputError, match="device 'host' is real: time it with rankfold bench"):
+    with pytest.raises(
+        InputError, match="instructions are counted on qemu-… alone, not on 'host'; name one, or use rankfold bench"
+    ):
         Counting(card.find("host"), Options())
     code, _, error = call(f"cost {convolution} --device host")
     assert (code, error.count("\n")) == (2, 1)

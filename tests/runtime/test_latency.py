@@ -20,7 +20,17 @@ from rankfold.devices.qemu import QemuTransport
 from rankfold.errors import InputError, Unreachable
 from rankfold.records import Facts
 from rankfold.runtime import serving
-from rankfold.runtime.latency import Contest, Stopwatch, Table, Timed, key_of, setting_of, stopwatch, table_path
+from rankfold.runtime.latency import (
+    WHOLE_ROUNDS,
+    Contest,
+    Stopwatch,
+    Table,
+    Timed,
+    key_of,
+    setting_of,
+    stopwatch,
+    table_path,
+)
 from rankfold.runtime.turns import Options
 
 from .fake_device import FakeDevice
@@ -70,6 +80,17 @@ def test_ratios_are_those_of_the_device_whatever_its_speed_does(tmp_path):
     found = watch_on(device, tmp_path / "t.sqlite").timed(one, [three])[key_of(three)]
     assert found.ratio == pytest.approx(3, rel=0.01)
     assert found.error < 0.01
+
+
+def test_slow_networks_have_as_many_rounds_as_a_ratio_needs(tmp_path):
+    """Seconds alone would leave few: 5 of a launch, at 1.5 s a round, or more."""
+    watch = watch_on(FakeDevice({}, time_of=lambda path: path.stat().st_size * 1e-6), tmp_path / "t.sqlite")
+    one, two = b"x" * 500_000, b"x" * 1_000_000
+    rounds = [
+        watch.timed(one, [two], whole=True, launches=1, run_s=run_s)[key_of(two)].rounds for run_s in (0.0, 0.2, 0.8)
+    ]
+    assert rounds[0] < 6
+    assert rounds[1] < WHOLE_ROUNDS <= rounds[2]
 
 
 def test_a_contest_whose_connection_was_lost_is_held_again_and_no_other(tmp_path, monkeypatch):
@@ -200,8 +221,9 @@ def test_counts_are_ratios_without_error_and_nothing_is_counted_twice(tmp_path, 
 def test_times_and_instructions_are_not_taken_for_each_other(tmp_path, counted):
     with LocalTransport().launch() as process:
         facts = probe.facts(process)
+    emulated = facts.model_copy(update={"emulated": True})
     with pytest.raises(InputError, match=r"an emulated device yields no times; .* --cost instructions"):
-        stopwatch(QemuTransport(card.find("qemu-cortex-a72")), facts, Options(), tmp_path / "t.sqlite")
-    with pytest.raises(InputError, match="--cost instructions: this device is real"):
+        stopwatch(QemuTransport(card.find("qemu-cortex-a72")), emulated, Options(), tmp_path / "t.sqlite")
+    with pytest.raises(InputError, match="--cost instructions: they are counted on qemu-… alone"):
         stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite", "instructions")
     assert stopwatch(LocalTransport(), facts, Options(), tmp_path / "t.sqlite").cost == "time"
