@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised clean
+.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised stability clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,11 @@ counted: $(READY) ## do instructions on an emulated board rank 20 convolutions a
 promised: $(READY) ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder, with Torch-Pruning installed
 	@test -n "$(WEIGHTS)" || { echo "rankfold: make promised needs WEIGHTS=folder of resnet20*.th" >&2; exit 2; }
 	$(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
+
+stability: $(READY) ## which proximal step collapses under which strength (hours; goes on): DATA=chars74k36.npz
+	@test -n "$(DATA)" || { echo "rankfold: make stability needs DATA=chars74k36.npz" >&2; exit 2; }
+	$(VENV)/bin/python -m rankfold.benchmarks.stability run chars74k-dec3 --data $(DATA) --work runs/stability \
+	  --set optimizer.epochs=8
 
 # --- the project itself -------------------------------------------------------------------------------------
 

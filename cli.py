@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -18,7 +18,7 @@ from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
 
 if TYPE_CHECKING:
-    from .records import Recipe
+    from .records import Measure, Recipe
 
 # numpy's own threads gain nothing on matrices of a kernel's size, and on busy cores they wait for each other
 # (a 768×256 SVD: 4.9 s with two, 0.06 s with one). Read when numpy is first imported, below this line.
@@ -69,13 +69,19 @@ def main() -> NoReturn:
     sys.exit(code or 0)
 
 
+def _target_option(what: str) -> Any:
+    return typer.Option(min=0.001, max=1, help=f"Steer to this share of the dense {what}.", show_default=False)
+
+
 # --- train --------------------------------------------------------------------------------------------------
 
 
 @app.command(
     epilog="Examples:  [bold]rankfold train glyphs-dec3[/]   "
     "[bold]rankfold train my.toml --data chars.npz --set optimizer.lr=0.05 --resume[/]   "
-    "[bold]rankfold train my.toml --plan small.plan.json --from runs/my-0 --out runs/small --set optimizer.lr=0.01[/]"
+    "[bold]rankfold train my.toml --target-macs 0.4[/]   "
+    "[bold]rankfold train my.toml --plan small.plan.json --from runs/my-0 --out runs/small --set optimizer.lr=0.01[/] "
+    "  [bold]torchrun --nproc-per-node 2 -m rankfold train my.toml --threads 1[/]"
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of one that comes along.")],
@@ -89,17 +95,31 @@ def train(
     dense: Annotated[
         Path | None, typer.Option("--from", help="With --plan: the run it came from, unless the recipe loads weights.")
     ] = None,
+    target_macs: Annotated[float | None, _target_option("MACs")] = None,
+    target_params: Annotated[float | None, _target_option("weights")] = None,
+    target_latency: Annotated[float | None, _target_option("layers' time, by the recipe's regularizer.table")] = None,
     threads: ThreadsOption = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
 ) -> None:
-    """Train a network as a recipe says: checkpoint.safetensors, metrics.jsonl and train.json in a run folder."""
+    """Train a network as a recipe says: checkpoint.safetensors, metrics.jsonl and train.json in a run folder.
+
+    With a target the strengths of the penalties are sought so that no more is left at regularizer.hold_from (60 %) of
+    the steps; where that is not reached at the end, the run is there and the exit code is 1.
+    """
     from .terminal import bars, epoch_line
     from .train import data as datasets
-    from .train.recipe import load_recipe
+    from .train import processes
+    from .train.recipe import aimed, load_recipe
     from .train.trainer import RECORD, Progress
     from .train.trainer import train as run
 
     loaded = load_recipe(recipe, change or ())
+    asked: dict[Measure, float | None] = {"macs": target_macs, "params": target_params, "latency": target_latency}
+    targets: dict[Measure, float] = {of: share for of, share in asked.items() if share is not None}
+    if len(targets) > 1 or (targets and plan is not None):
+        raise InputError("give one of --target-macs, --target-params and --target-latency, and no --plan with it")
+    for of, share in targets.items():
+        loaded = aimed(loaded, of, share)
     name = Path(recipe).stem + (f"-{plan.name.split('.')[0]}" if plan is not None else "")
     folder = out or Path("runs") / f"{name}-{seed}"
     if dense is not None and (plan is None or folder.resolve() == dense.resolve()):
@@ -109,15 +129,18 @@ def train(
         from .train.planned import planned, start_of
 
         loaded, start = planned(loaded), start_of(loaded, dataset, plan, dense)
-    with bars() as new_bar:
-        bar = new_bar(name)
+    with processes.joined(), bars() as new_bar:
+        shown = [new_bar(name)] if processes.own() == 0 else []
 
         def show(progress: Progress) -> None:
             if progress.row is not None:
                 print(epoch_line(progress.row), flush=True)
-            bar.show(progress.step, progress.steps, progress.left_s, f"loss {progress.loss:.3f}")
+            for bar in shown:
+                bar.show(progress.step, progress.steps, progress.left_s, f"loss {progress.loss:.3f}")
 
         record = run(loaded, dataset, folder, seed=seed, start=start, threads=threads, resume=resume, on_progress=show)
+    if not shown:  # another process speaks
+        return
     print(
         f"{folder / RECORD}: {record.validation_accuracy:.2%} of {dataset.name}'s validation split, "
         f"{record.parameters:,} parameters, {record.train_s:.0f} s ({record.proximal_s / record.train_s:.1%} proximal)"
@@ -126,6 +149,12 @@ def train(
         print(_promise(loaded, record.validation_accuracy))
     else:
         print(f"{record.start.small_accuracy:.2%} before, the dense network has {record.start.dense_accuracy:.2%}")
+    if record.target is not None:
+        print(
+            f"of the dense {record.target.of} {record.target.reached:.1%} are left, {record.target.wanted:.1%} wanted"
+        )
+    if targets and record.target is not None and record.target.held_from is None:
+        raise typer.Exit(1)  # why, and what to change, has been said
 
 
 def _promise(recipe: Recipe, validation_accuracy: float) -> str:

@@ -56,6 +56,17 @@ def strengths_by_time(rows: Iterable[LayerTime], forms: Mapping[str, str]) -> di
     return {name: saved / fmean(positive) for name, saved in savings.items()}
 
 
+def time_of(rows: Iterable[LayerTime], kept: Mapping[str, tuple[str, int | None]]) -> float:
+    """The time of a table's layers as a share of their dense time, where each (by name) has a form and a rank; a layer
+    that has None, or is not named, is dense. Dead channels do not count: the table has no times of narrower layers.
+    """
+    rows = list(rows)
+    shares = {name: row.share / len(row.layers) for row in rows for name in row.layers}
+    times = {name: _times(rows, name, form) for name, (form, _) in kept.items()}
+    ratios = {name: times[name].get(rank, 1.0) for name, (_, rank) in kept.items() if rank is not None}
+    return sum(share * ratios.get(name, 1.0) for name, share in shares.items()) / sum(shares.values())
+
+
 def nearest_rank(useful: Sequence[int], rank: int, full: int) -> int | None:
     """The useful rank nearest to `rank`, the larger one half-way; None where the full rank, dense, is nearer still."""
     nearest = min([*useful, full], key=lambda one: (abs(one - rank), -one))

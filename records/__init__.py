@@ -17,7 +17,7 @@ packages.py  manifest.json of a package
 
 from __future__ import annotations
 
-from .base import CostKind, Finish, FormName, Part, Positive, Record, Sha256, Solver, first_problem
+from .base import CostKind, Finish, FormName, Measure, Part, Positive, Record, Sha256, Solver, first_problem
 from .bench import (
     Agreement,
     Begun,
@@ -71,6 +71,7 @@ from .results import (
     OneShotRow,
     PlannedRow,
     ResultRow,
+    StabilityRow,
     TrainedRow,
     TuningRow,
     VariantSpec,
@@ -80,6 +81,7 @@ from .training import (
     DataSpec,
     DistillSpec,
     EpochRow,
+    Event,
     LayerSummary,
     ModelSpec,
     OptimizerSpec,
@@ -87,6 +89,7 @@ from .training import (
     Promise,
     Recipe,
     RegularizerSpec,
+    TargetReached,
     TrainRecord,
 )
 
@@ -117,6 +120,7 @@ __all__ = [
     "Drop",
     "EpochRow",
     "Evaluation",
+    "Event",
     "EvidenceRow",
     "Explained",
     "Explanation",
@@ -136,6 +140,7 @@ __all__ = [
     "LayerTime",
     "Made",
     "Matched",
+    "Measure",
     "ModelCount",
     "ModelScore",
     "ModelSpec",
@@ -169,7 +174,9 @@ __all__ = [
     "Seconds",
     "Sha256",
     "Solver",
+    "StabilityRow",
     "Sustained",
+    "TargetReached",
     "TrainRecord",
     "TrainedRow",
     "Tuned",

@@ -13,6 +13,7 @@ from ..files import write_text
 
 FormName = Literal["channel", "input-channel", "spatial", "tucker-2", "linear"]
 CostKind = Literal["time", "instructions"]
+Measure = Literal["macs", "params", "latency"]
 Solver = Literal["gram", "svd", "newton-schulz"]
 Finish = Literal["none", "labels", "distilled"]
 Positive = Annotated[float, Field(gt=0)]

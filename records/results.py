@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from .base import Finish, FormName, Part, Record, Sha256
+from .training import Event
 
 
 class VariantSpec(Part):
@@ -234,6 +235,25 @@ class AblationRow(Record):
     high: float | None = None
     threads: int | None = None
     machine: str | None = Field(default=None, description="processor and onnxruntime that it was timed on")
+
+
+class StabilityRow(Record):
+    """One training under a strength of low rank: a line of docs/results/stability.jsonl. Format 1: first version."""
+
+    recipe: str
+    way: str = Field(description="what τ acts on: benchmarks/stability.py")
+    strength: float = Field(description="τ; 0: dense")
+    guard: bool
+    config_hash: str = Field(description="over the recipe")
+    seed: int
+    n: int = Field(description="images in the validation split")
+    chance: float = Field(description="accuracy of the most frequent class on them")
+    accuracies: list[float] = Field(description="on the validation split, after each epoch that ended")
+    ranks: float | None = Field(description="share of the layers' full ranks that is kept at the end")
+    smallest: float | None = Field(description="the same of the layer that keeps least")
+    events: list[Event] = Field(description="what the guard said")
+    diverged: str | None = Field(description="how the training ended, where it did before its time")
+    train_s: float
 
 
 class ChoosingRow(Record):

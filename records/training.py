@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import FormName, Part, Positive, Record, Sha256, Solver
+from .base import FormName, Measure, Part, Positive, Record, Sha256, Solver
 
 
 class ModelSpec(Part):
@@ -68,6 +68,10 @@ class RegularizerSpec(Part):
     `low_rank` is τ, `group` is λ, `alpha` the elementwise share. As soon as the network would be exported with
     `hold_macs` (share of the dense MACs), or from `hold_from` (share of the steps) on, the strengths are 0 and
     the ranks and live groups reached, rounded to `tile`, are kept by projection.
+    `target_macs`, `target_params` (weights) or `target_latency` (by `table`) are shares of the dense network's: the
+    strengths are sought so that no more is left at `hold_from` (60 % of the steps where that is not given).
+    In the first `ramp` (share of the steps) after `start_at` the strengths rise from 0. `guard` goes back to the last
+    good state, with weaker strengths, where the network collapses or diverges.
     `solver` is how singular values are found (`train.proximal`).
     `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
     are faster than dense.
@@ -84,8 +88,13 @@ class RegularizerSpec(Part):
     relative: bool = False
     groups: Literal["filter", "coupled"] = "filter"
     start_at: float = Field(default=0.0, ge=0, le=1)
+    ramp: float = Field(default=0.0, ge=0, le=1)
     hold_from: float = Field(default=1.0, ge=0, le=1)
     hold_macs: float | None = Field(default=None, gt=0, le=1)
+    target_macs: float | None = Field(default=None, gt=0, le=1)
+    target_params: float | None = Field(default=None, gt=0, le=1)
+    target_latency: float | None = Field(default=None, gt=0, le=1)
+    guard: bool = True
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)
     table: str | None = None
@@ -139,8 +148,23 @@ class LayerSummary(Part):
     energy: float | None = Field(description="share of the sum of singular values in the kept rank")
 
 
+class Event(Part):
+    """What the guard found and did, in a training or in one layer of it."""
+
+    step: int
+    layer: str | None
+    what: str
+
+    def line(self) -> str:
+        """For people."""
+        return f"step {self.step}: " + (f"layer '{self.layer}': " if self.layer is not None else "") + self.what
+
+
 class EpochRow(Part):
-    """One line of metrics.jsonl, also kept in the checkpoint so that a resumed run has them all."""
+    """One line of metrics.jsonl, also kept in the checkpoint so that a resumed run has them all.
+
+    `strength` is what the strengths given are multiplied with; it and `events` may be missing.
+    """
 
     epoch: int
     step: int
@@ -153,6 +177,17 @@ class EpochRow(Part):
     proximal_s: float
     penalty: float | None
     layers: list[LayerSummary]
+    strength: float | None = None
+    events: list[Event] = Field(default_factory=list)
+
+
+class TargetReached(Part):
+    """Shares of the dense network's `of` that were wanted and are left, and the step since which they are held."""
+
+    of: Measure
+    wanted: float
+    reached: float
+    held_from: int | None
 
 
 class PlannedStart(Part):
@@ -165,7 +200,7 @@ class PlannedStart(Part):
 
 
 class TrainRecord(Record):
-    """`train.json`: what a finished run reached. Format 1: first version; `start` may be missing."""
+    """`train.json`: what a finished run reached. Format 1: first version; `start` and `target` may be missing."""
 
     recipe: Recipe
     seed: int
@@ -183,3 +218,4 @@ class TrainRecord(Record):
     validation_indices: tuple[int, int] = Field(description="first and one past last index of the split")
     epochs: list[EpochRow]
     start: PlannedStart | None = Field(default=None, description="where a plan was trained, which is in the checkpoint")
+    target: TargetReached | None = Field(default=None, description="where the recipe has hold_macs or a target")

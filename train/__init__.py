@@ -1,6 +1,11 @@
 """train: shrink a network while it learns. Enters: a recipe and data. Leaves: a checkpoint and train.json.
 
 regularizer.py  CompressionAware: the proximal steps on a user's model, or on ours
+strength.py     how strong the penalties are now, in each layer
+steering.py     the strength that leaves a network on its way to a target
+exported.py     what a network would be if it were exported now: shapes, ranks, MACs, weights, time
+guard.py        goes back to the last good state when a network collapses or diverges
+processes.py    several processes that train one network: who decomposes what, and a lost one
 proximal.py     the proximal operators, free functions on tensors
 layers.py       the layers of a model: the kernel with its BatchNorm folded in, and the way back
 tracing.py      which BatchNorm follows a layer, and which layer feeds it

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file that holds all there is to a run, written whole or not at all.
 
-Tensors are `model.*` and `optimizer.*`, and `teacher.*` where a network learns from another; the rest (recipe, seed,
-plan, step, history, running sums, regularizer, gradient scaler) is JSON in the file's metadata. Randomness needs no
-state: it is a function of seed and step.
+Tensors are `model.*` and `optimizer.*`, `teacher.*` where a network learns from another, and `good.*`, the state that
+the guard would go back to; the rest (recipe, seed, plan, step, history, running sums, regularizer, guard, gradient
+scaler) is JSON in the file's metadata. Randomness needs no state: it is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Checkpoint:
         """The network's state dict."""
         return _without_prefix(self.tensors, "model.")
 
+    def good_state(self) -> dict[str, Tensor]:
+        """What the guard would go back to (`copy_of`), empty where there is nothing."""
+        return _without_prefix(self.tensors, "good.")
+
     def teacher_state(self) -> dict[str, Tensor]:
         """The state dict of the network that it learns from, empty where there is none."""
         return _without_prefix(self.tensors, "teacher.")
@@ -45,12 +49,13 @@ def save(
     optimizer: torch.optim.Optimizer,
     facts: dict[str, Any],
     teacher: nn.Module | None = None,
+    good: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = _tensors_of(model, optimizer)
     if teacher is not None:
         tensors |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
-    tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
+    tensors |= {f"good.{name}": value for name, value in (good or {}).items()}
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as temporary:
         try:
@@ -81,6 +86,19 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         _restore_optimizer(optimizer, _without_prefix(checkpoint.tensors, "optimizer."))
 
 
+def copy_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All numbers of a network and its optimizer as they are now, to put back later."""
+    return {name: value.detach().clone() for name, value in _tensors_of(model, optimizer).items()}
+
+
+def put_back(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make a network and its optimizer again what they were at a `copy_of`."""
+    for memory in optimizer.state.values():
+        for key in [key for key, value in memory.items() if isinstance(value, Tensor)]:
+            del memory[key]
+    restore(Checkpoint(tensors, {}), model, optimizer)
+
+
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put a state dict into a network in place. Raises InputError when it is another network's."""
     try:
@@ -88,6 +106,11 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         last = str(error).splitlines()[-1].strip()
         raise InputError(f"the checkpoint is of another network: {last[:120]}") from error
+
+
+def _tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return tensors | {f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

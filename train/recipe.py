@@ -11,7 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import InputError
-from ..records import Recipe, first_problem
+from ..records import Measure, Recipe, RegularizerSpec, first_problem
+
+# Where a recipe has no strengths and a target is given: only their ratio counts, and what dies before the network has
+# learned something is chosen by chance.
+_STRENGTHS = {"relative": True, "low_rank": 0.01, "group": 1.0, "start_at": 0.2}
 
 
 def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -29,6 +33,15 @@ def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise InputError(f"recipe {path}: {first_problem(error)}") from error
+
+
+def aimed(recipe: Recipe, of: Measure, share: float) -> Recipe:
+    """The recipe with this target in place of its own, and with strengths where it has none."""
+    spec = recipe.regularizer or RegularizerSpec()
+    changes: dict[str, Any] = {} if spec.low_rank or spec.group else dict(_STRENGTHS)
+    changes |= {"hold_macs": None, "target_macs": None, "target_params": None, "target_latency": None}
+    changes[f"target_{of}"] = share
+    return recipe.model_copy(update={"regularizer": spec.model_copy(update=changes)})
 
 
 def packaged() -> list[str]:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ..errors import InputError
 
 ConvOrLinear = nn.Conv1d | nn.Conv2d | nn.Linear
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 # Operations that act on each channel alone and map a channel of zeros to zeros.
 _ZERO_KEEPING_MODULES = (

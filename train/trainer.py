@@ -9,19 +9,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import files
 from ..errors import InputError
 from ..records import DistillSpec, EpochRow, LayerSummary, OptimizerSpec, Plan, PlannedStart, Recipe, TrainRecord
-from . import checkpoint
+from . import checkpoint, processes
 from .data import Dataset, Split
 from .data.dataset import augment, batch_order
 from .denormals import flushed_denormals
 from .distill import distilled
+from .guard import PATIENCE, Guard, ill_layer
 from .models import build
 from .proximal import DivergedError
 from .regularizer import CompressionAware
@@ -31,6 +34,8 @@ RECORD = "train.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT_EVERY_S = 60.0
 EVALUATION_BATCH = 256
+HOLD_FROM = 0.6  # of the steps: when a target is to be met where the recipe does not say
+_PATIENCE = 0.05  # of the steps, if that is more than the guard's own patience
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,17 @@ def train(
 
     With `start` its small network is trained, in place, on labels and on what its dense one puts out.
     With the same recipe, data, seed, start, threads and torch, the weights are the same bytes on a CPU, however
-    often the run was killed and resumed.
+    often the run was killed and resumed. Several processes (`processes.joined`) take each batch in equal parts; the
+    first of them writes the files.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers, own = processes.count(), processes.own()
     spec = recipe.optimizer
     per_epoch = math.ceil(len(data.train) / spec.batch_size)
     steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * per_epoch
-    if len(data.train) < 2 or len(data.train) % spec.batch_size == 1:
+    if len(data.train) < 2 or 0 < len(data.train) % spec.batch_size < 2 * workers:
         raise InputError(f"batch size {spec.batch_size} leaves a batch of one image, which BatchNorm cannot take")
 
     model = start.student if start is not None else build(recipe.model, data.channels, len(data.classes))
@@ -126,6 +133,7 @@ def train(
     )
     scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
     regularizer = _regularizer(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
+    guard = _guard(recipe, regularizer, data, steps)
     teacher = None if start is None else start.teacher.eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     distill = recipe.distill or DistillSpec()
     run = Run()
@@ -138,22 +146,23 @@ def train(
         scaler.load_state_dict(stored.facts["scaler"])
         if regularizer is not None:
             regularizer.load_state_dict(stored.facts["regularizer"])
+        if guard is not None and stored.facts.get("guard") is not None:
+            guard.load_state_dict(stored.facts["guard"], stored.good_state())
         run.step, run.sums = stored.facts["step"], Sums(**stored.facts["sums"])
         run.history = [EpochRow.model_validate(row) for row in stored.facts["history"]]
         run.start = start and PlannedStart.model_validate(stored.facts["start"])
 
-    files.require_writable(path)
-    files.remove_unfinished(run_dir)
-    (run_dir / RECORD).unlink(missing_ok=True)  # a run that is under way does not look done
-    if not resume:
-        path.unlink(missing_ok=True)
+    learner = DistributedDataParallel(model) if workers > 1 else model
+    if own == 0:
+        _clear(run_dir, resume=resume)
     if start is not None and run.start is None:
         run.start = _began(start, data, device)
 
     def save() -> None:
         facts = run.facts(recipe, seed, start and start.plan) | {"scaler": scaler.state_dict()}
         facts["regularizer"] = regularizer.state_dict() if regularizer is not None else None
-        checkpoint.save(path, model, optimizer, facts, teacher)
+        facts["guard"] = guard.state_dict() if guard is not None else None
+        checkpoint.save(path, model, optimizer, facts, teacher, guard.good if guard is not None else None)
         files.write_text(run_dir / METRICS, "".join(row.model_dump_json() + "\n" for row in run.history))
 
     images, labels = _on_device(data, data.train, device)
@@ -165,48 +174,57 @@ def train(
         if position == 0:
             order = batch_order(len(labels), seed, epoch)
         started = time.perf_counter()
-        chosen = torch.from_numpy(order[position * spec.batch_size : (position + 1) * spec.batch_size]).to(device)
-        batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step))
+        together = order[position * spec.batch_size : (position + 1) * spec.batch_size]
+        chosen = torch.from_numpy(together[own::workers]).to(device)
+        batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step, own) if own else (seed, 1, run.step))
         batch = batch.contiguous(memory_format=torch.channels_last)
 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec, run.step, steps)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, enabled=scaler.is_enabled()):
-            logits = model(batch)
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
+            logits = learner(batch)
+            loss = of_labels = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
             if teacher is not None and distill.weight:
                 with torch.no_grad():
                     wanted = teacher(batch)
                 loss = distilled(loss, logits, wanted, distill.weight, distill.temperature)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        scaler.scale(loss * (len(chosen) * workers / len(together))).backward()  # the processes' mean is the batch's
         right = (logits.argmax(1) == labels[chosen]).sum()
-        value, correct = torch.stack([loss.detach().double(), right.double()]).tolist()  # the one wait for a device
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss is {value} at step {run.step}; lower the learning rate")
+        means = torch.stack([loss.detach(), of_labels.detach()]).double()
+        found = torch.cat([means * len(chosen), right.double()[None]])
+        loss_sum, label_loss_sum, correct = processes.total(*found.tolist())  # the one wait for a device
+        finite = math.isfinite(loss_sum)
+        if finite:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            _go_back(guard, f"the loss is {loss_sum} at step {run.step}: {_ill(model, batch)}")
 
         before_proximal = time.perf_counter()
         run.step += 1
-        if regularizer is not None:
+        if guard is not None and finite:
+            guard.step(label_loss_sum / len(together))
+        elif regularizer is not None and finite:
             regularizer.step()
-            if run.step == steps:
-                regularizer.finish()
+        if regularizer is not None and run.step == steps:
+            regularizer.finish()
         run.sums.proximal_s += time.perf_counter() - before_proximal
-        run.sums.loss += value * len(chosen)
-        run.sums.correct += round(correct)
-        run.sums.seen += len(chosen)
+        if finite:
+            run.sums.loss += loss_sum
+            run.sums.correct += round(correct)
+            run.sums.seen += len(together)
         run.sums.epoch_s += time.perf_counter() - started
 
         row = None
         if run.step % per_epoch == 0 or run.step == steps:
             row = _close_epoch(run, model, data, device, regularizer, learning_rate(spec, run.step - 1, steps))
-        if row is not None or time.monotonic() - saved > checkpoint_every_s:
+        if own == 0 and (row is not None or time.monotonic() - saved > checkpoint_every_s):
             save()
             saved = time.monotonic()
         pace = (time.perf_counter() - began) / (run.step - first_step)
-        on_progress(Progress(run.step, steps, value, (steps - run.step) * pace, row))
+        if own == 0:
+            on_progress(Progress(run.step, steps, loss_sum / len(together), (steps - run.step) * pace, row))
 
     last = run.history[-1]
     record = TrainRecord(
@@ -226,8 +244,10 @@ def train(
         validation_indices=(data.validation.first, data.validation.first + len(data.validation)),
         epochs=run.history,
         start=run.start,
+        target=regularizer.reached() if regularizer is not None else None,
     )
-    record.write(run_dir / RECORD)
+    if own == 0:
+        record.write(run_dir / RECORD)
     return record
 
 
@@ -273,6 +293,8 @@ def _regularizer(
     spec = recipe.regularizer
     if spec is None:
         return None
+    steered = not spec.target_macs is spec.target_params is spec.target_latency is None
+    hold_from = HOLD_FROM if steered and spec.hold_from == 1 else spec.hold_from
     return CompressionAware(
         model,
         optimizer,
@@ -287,8 +309,12 @@ def _regularizer(
         groups=spec.groups,
         example_input=example,
         start_at=round(spec.start_at * steps),
-        hold_at=round(spec.hold_from * steps) if spec.hold_from < 1 else None,
+        ramp=round(spec.ramp * steps),
+        hold_at=round(hold_from * steps) if hold_from < 1 else None,
         hold_macs=spec.hold_macs,
+        target_macs=spec.target_macs,
+        target_params=spec.target_params,
+        target_latency=spec.target_latency,
         tile=spec.tile,
         energy=spec.energy,
         least=spec.least,
@@ -296,7 +322,39 @@ def _regularizer(
         low_rank_factors=spec.low_rank_factors,
         group_factors=spec.group_factors,
         table=spec.table,
+        guard=spec.guard,
     )
+
+
+def _guard(recipe: Recipe, regularizer: CompressionAware | None, data: Dataset, steps: int) -> Guard | None:
+    if regularizer is None or recipe.regularizer is None or not recipe.regularizer.guard:
+        return None
+    smoothing = recipe.optimizer.label_smoothing
+    frequencies = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
+    frequencies = (1 - smoothing) * frequencies + smoothing / len(data.classes)
+    chance = float(-(frequencies * np.log(np.maximum(frequencies, 1e-12))).sum())
+    return Guard(regularizer, chance, max(PATIENCE, round(_PATIENCE * steps)))
+
+
+def _go_back(guard: Guard | None, why: str) -> None:
+    if guard is None:
+        raise DivergedError(f"{why}; lower the learning rate")
+    guard.go_back(why)
+
+
+def _ill(model: nn.Module, batch: Tensor) -> str:
+    layer = ill_layer(model, batch)
+    return f"layer '{layer}' is the first to put out NaN" if layer is not None else "all layers put out finite numbers"
+
+
+def _clear(run_dir: Path, *, resume: bool) -> None:
+    """A run that is under way does not look done, and one that begins anew has no checkpoint."""
+    path = run_dir / CHECKPOINT
+    files.require_writable(path)
+    files.remove_unfinished(run_dir)
+    (run_dir / RECORD).unlink(missing_ok=True)
+    if not resume:
+        path.unlink(missing_ok=True)
 
 
 def belongs(facts: dict[str, Any], recipe: Recipe, seed: int) -> bool:
@@ -345,13 +403,15 @@ def _close_epoch(
     regularizer: CompressionAware | None,
     rate: float,
 ) -> EpochRow:
+    processes.spread(model.buffers())  # each process has BatchNorm statistics of its own batches
     validation_loss, validation_accuracy = evaluate(model, data, data.validation, device)
+    last = run.history[-1].step if run.history else 0
     layers: list[LayerSummary] = regularizer.summary() if regularizer is not None else []
     row = EpochRow(
         epoch=len(run.history) + 1,
         step=run.step,
-        train_loss=run.sums.loss / run.sums.seen,
-        train_accuracy=run.sums.correct / run.sums.seen,
+        train_loss=run.sums.loss / max(1, run.sums.seen),
+        train_accuracy=run.sums.correct / max(1, run.sums.seen),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
         learning_rate=rate,
@@ -359,6 +419,8 @@ def _close_epoch(
         proximal_s=run.sums.proximal_s,
         penalty=regularizer.penalty() if regularizer is not None else None,
         layers=layers,
+        strength=regularizer.strength if regularizer is not None else None,
+        events=[event for event in regularizer.events if event.step > last] if regularizer is not None else [],
     )
     run.history.append(row)
     run.sums = Sums()

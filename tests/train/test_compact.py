@@ -119,8 +119,8 @@ def test_the_regularizer_hands_out_what_export_would_write():
     for _ in range(3):
         loss = model(X).square().mean()
         loss.backward()
-        regularizer._optimizer.step()
-        regularizer._optimizer.zero_grad()
+        regularizer.optimizer.step()
+        regularizer.optimizer.zero_grad()
         regularizer.step()
     regularizer.finish()
     model.eval()

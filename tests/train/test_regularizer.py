@@ -80,6 +80,12 @@ def test_one_step_is_the_prox_of_the_folded_kernel(form):
     torch.testing.assert_close(chosen.matricize(layer.kernel("folded")), expected, atol=CLOSE, rtol=CLOSE)
 
 
+def test_a_batchnorm_that_processes_share_owns_its_layer_too():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    regularizer = CompressionAware(model, sgd(model), low_rank=0.4)
+    assert [layer.norm is not None for layer in regularizer.layers.values()] == [True, True, False]
+
+
 def test_the_step_moves_scale_into_gamma_and_leaves_the_filters_norms():
     model = network()
     optimizer = sgd(model)
@@ -156,7 +162,7 @@ def test_a_momentum_from_before_does_not_bring_a_dead_filter_back():
 def test_the_layer_that_makes_the_output_has_no_groups():
     model = network()
     optimizer = sgd(model)
-    regularizer = CompressionAware(model, optimizer, group=1e4, every=1)
+    regularizer = CompressionAware(model, optimizer, group=1e4, every=1, guard=False)
     idle_steps(model, optimizer, regularizer, 1)
     assert regularizer.layers["conv1"].live().sum() == 0
     assert (model.fc.bias != 0).all()  # its weights only see dead channels now; the outputs are still there
