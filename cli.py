@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands
+from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands, options
 from .device_commands import devices_app
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
@@ -38,7 +38,6 @@ app = typer.Typer(
 app.add_typer(devices_app, name="devices")
 
 Form = Literal["channel", "input-channel", "spatial", "linear"]
-DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -79,10 +78,12 @@ def main() -> NoReturn:
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of one that comes along.")],
-    data: DataOption = None,
+    data: options.DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/RECIPE-SEED]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights and the order of images.")] = 0,
-    change: Annotated[list[str] | None, typer.Option("--set", help="Change one key: key.path=value.")] = None,
+    change: options.SetOption = None,
+    model: options.ModelOption = None,
+    weights: options.WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="Train the small network of this .plan.json on; its .onnx lies beside it.")
     ] = None,
@@ -99,7 +100,7 @@ def train(
     from .train.trainer import RECORD, Progress
     from .train.trainer import train as run
 
-    loaded = load_recipe(recipe, change or ())
+    loaded = load_recipe(recipe, options.recipe_changes(model, weights, change))
     name = Path(recipe).stem + (f"-{plan.name.split('.')[0]}" if plan is not None else "")
     folder = out or Path("runs") / f"{name}-{seed}"
     if dense is not None and (plan is None or folder.resolve() == dense.resolve()):
@@ -151,7 +152,7 @@ def export(
     from .stages import export_run
     from .terminal import print_plan
 
-    plan = export_run(run_dir, form=form, energy=energy, tile=_tile(tile), parameters=parameters)
+    plan = export_run(run_dir, form=form, energy=energy, tile=options.tile(tile), parameters=parameters)
     print_plan(plan)
     print(run_dir / "compact.onnx")
 
@@ -202,15 +203,6 @@ def report(
 
 
 # --- arguments and errors -----------------------------------------------------------------------------------
-
-
-def _tile(text: str) -> int | None:
-    """A channel multiple; None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise InputError(f"--tile {text!r}: expected auto or a whole number from 1 to 1024")
-    return int(text)
 
 
 def _drop_output() -> None:

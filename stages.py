@@ -65,7 +65,7 @@ def export_run(
 
     record = TrainRecord.read(run_dir / RECORD)
     spec = record.recipe.regularizer
-    model = build(record.recipe.model, record.input_shape[0], record.classes)
+    model = build(record.recipe.model, record.input_shape[0], record.classes, load=False)
     stored = checkpoint.load(run_dir / CHECKPOINT)
     for name, tensor in stored.model_state().items():
         if not torch.isfinite(tensor).all():

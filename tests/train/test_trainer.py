@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rankfold.errors import InputError
+from rankfold.options import recipe_changes
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, data
 from rankfold.train.recipe import load_recipe
@@ -176,6 +177,14 @@ def test_set_changes_one_key():
 def test_checkpoint_refuses_foreign_and_truncated_files(tmp_path, glyphs):
     train(tiny(), glyphs, tmp_path)
     path = tmp_path / CHECKPOINT
+def test_another_model_and_its_weights_on_the_command_line(tmp_path):
+    changes = recipe_changes("torchvision.models:resnet18", tmp_path / 'a "b".pth', ["model.arguments.progress=false"])
+    recipe = load_recipe("glyphs-dec3", changes)
+    assert recipe.model.name == "torchvision.models:resnet18"
+    assert recipe.model.arguments == {"weights": str(tmp_path / 'a "b".pth'), "progress": False}
+    assert load_recipe("glyphs-dec3", recipe_changes(None, None, None)).model.arguments == {"width": 0.5}
+
+
     whole = path.read_bytes()
     for broken in (b"", whole[:100], whole[:-10], b"\x80\x04pickle", whole[8:]):
         path.write_bytes(broken)
