@@ -134,9 +134,10 @@ def evaluate_run(run_dir: Path, data: Path | None, split: Split = "test") -> Eva
 def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, seed: int) -> list[Score]:
     """Top-1 accuracy by ONNX Runtime of each model on a split; `seed` is the one they were trained with."""
     from .export.evaluate import score
+    from .train.data import Inputs
 
     part = {"validation": dataset.validation, "test": dataset.test}[split]
-    inputs = dataset.inputs(part.images)
+    inputs = Inputs(dataset, part)
     return [
         score(path, inputs, part.labels, data=dataset.name, split=split, seed=seed, name=name)
         for name, path in models.items()

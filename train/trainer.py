@@ -19,7 +19,6 @@ from ..errors import InputError
 from ..records import DistillSpec, EpochRow, LayerSummary, OptimizerSpec, Plan, PlannedStart, Recipe, TrainRecord
 from . import checkpoint
 from .data import Dataset, Split
-from .data.dataset import augment, batch_order
 from .denormals import flushed_denormals
 from .distill import distilled
 from .models import build
@@ -156,17 +155,12 @@ def train(
         checkpoint.save(path, model, optimizer, facts, teacher)
         files.write_text(run_dir / METRICS, "".join(row.model_dump_json() + "\n" for row in run.history))
 
-    images, labels = _on_device(data, data.train, device)
-    order = batch_order(len(labels), seed, run.step // per_epoch)
+    feed = data.training(spec.batch_size, recipe.data.augment, seed, range(run.step, steps), device)
     began, first_step, saved = time.perf_counter(), run.step, time.monotonic()
     model.train()
     while run.step < steps:
-        epoch, position = divmod(run.step, per_epoch)
-        if position == 0:
-            order = batch_order(len(labels), seed, epoch)
         started = time.perf_counter()
-        chosen = torch.from_numpy(order[position * spec.batch_size : (position + 1) * spec.batch_size]).to(device)
-        batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step))
+        batch, labels = next(feed)
         batch = batch.contiguous(memory_format=torch.channels_last)
 
         for group in optimizer.param_groups:
@@ -174,7 +168,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, enabled=scaler.is_enabled()):
             logits = model(batch)
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
             if teacher is not None and distill.weight:
                 with torch.no_grad():
                     wanted = teacher(batch)
@@ -182,7 +176,7 @@ def train(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        right = (logits.argmax(1) == labels[chosen]).sum()
+        right = (logits.argmax(1) == labels).sum()
         value, correct = torch.stack([loss.detach().double(), right.double()]).tolist()  # the one wait for a device
         if not math.isfinite(value):
             raise DivergedError(f"the loss is {value} at step {run.step}; lower the learning rate")
@@ -194,9 +188,9 @@ def train(
             if run.step == steps:
                 regularizer.finish()
         run.sums.proximal_s += time.perf_counter() - before_proximal
-        run.sums.loss += value * len(chosen)
+        run.sums.loss += value * len(labels)
         run.sums.correct += round(correct)
-        run.sums.seen += len(chosen)
+        run.sums.seen += len(labels)
         run.sums.epoch_s += time.perf_counter() - started
 
         row = None
@@ -232,7 +226,7 @@ def train(
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_share` of the steps, then cosine to 0, ÷10 at 50 % and 75 %, or constant."""
+    """Linear warm-up over `warmup_share` of the steps, then cosine to 0, ÷10 at each milestone, or constant."""
     warmup = spec.warmup_share * steps
     if step < warmup:
         return spec.lr * (step + 1) / (warmup + 1)
@@ -240,24 +234,22 @@ def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
     if spec.schedule == "cosine":
         return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if spec.schedule == "step":
-        return spec.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+        return spec.lr * 0.1 ** sum(progress >= milestone for milestone in spec.milestones)
     return spec.lr
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset, split: Split, device: torch.device) -> tuple[float, float]:
     """(mean cross-entropy, top-1 accuracy) of `model` on a split, in evaluation mode."""
-    images, labels = _on_device(data, split, device)
     was_training = model.training
     model.eval()
     loss, correct = 0.0, 0
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        logits = model(images[part].contiguous(memory_format=torch.channels_last))
-        loss += F.cross_entropy(logits, labels[part], reduction="sum").item()
-        correct += int((logits.argmax(1) == labels[part]).sum())
+    for images, labels in data.batches(split, EVALUATION_BATCH, device):
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == labels).sum())
     model.train(was_training)
-    return loss / len(labels), correct / len(labels)
+    return loss / len(split), correct / len(split)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -330,11 +322,6 @@ def _began(start: Start, data: Dataset, device: torch.device) -> PlannedStart:
         small_accuracy=small,
         dense_accuracy=dense,
     )
-
-
-def _on_device(data: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(data.inputs(split.images)).to(device)
-    return images, torch.from_numpy(split.labels).to(device)
 
 
 def _close_epoch(
