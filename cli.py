@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands, options
+from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands, options, sweep_commands
 from .device_commands import devices_app
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
@@ -38,6 +38,10 @@ app = typer.Typer(
 app.add_typer(devices_app, name="devices")
 
 Form = Literal["channel", "input-channel", "spatial", "linear"]
+_STOPPED = (
+    "interrupted; nothing half-written is left, and a training run or a bench goes on with --resume, "
+    "a sweep with the same command"
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -52,7 +56,7 @@ def main() -> NoReturn:
         _complain(str(error))
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing half-written is left, and a training run or a bench goes on with --resume")
+        _complain(_STOPPED)
         code = _INTERRUPTED
     except BrokenPipeError:
         _drop_output()  # whoever read it has gone
@@ -136,6 +140,8 @@ def _promise(recipe: Recipe, validation_accuracy: float) -> str:
         return text
     return f"{text}: {'kept' if validation_accuracy >= promise.at_least else 'NOT kept here'}"
 
+
+app.command(name="train-sweep", epilog=sweep_commands.SWEEP_EXAMPLES)(sweep_commands.train_sweep)
 
 # --- export -------------------------------------------------------------------------------------------------
 

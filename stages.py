@@ -167,6 +167,23 @@ def measure_models(
         return measured(sources, transport, found, Options(**asked), new_bar, "bench", output, resume=resume)
 
 
+def bench_once(
+    models: Mapping[str, Path], output: Path, *, device: str = "host", threads: int = 1, pairs: int | None = None
+) -> Bench:
+    """One bench of models by name, the first being the baseline; one of these very files, as wanted, is kept."""
+    from .runtime.stats import pairs_wanted
+
+    pairs = pairs or pairs_wanted(threads)
+    if output.exists():
+        bench = Bench.read(output)
+        context = bench.context
+        measured = [(variant.name, variant.sha256) for variant in bench.variants]
+        how = (context.device, context.threads, bench.comparisons[0].pairs if bench.comparisons else None)
+        if measured == [(name, sha256_of(path)) for name, path in models.items()] and how == (device, threads, pairs):
+            return bench
+    return measure_models(list(models.values()), output=output, device=device, threads=threads, pairs=pairs)
+
+
 def sweep_models(
     models: Sequence[Path],
     *,
