@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands
+from . import bench_commands, compress_commands, cost_commands, explain_commands, onnx_commands, options, sweep_commands
 from .device_commands import devices_app
 from .errors import InputError, RankfoldError, complaint, system_complaint
 from .options import ThreadsOption
@@ -38,7 +38,10 @@ app = typer.Typer(
 app.add_typer(devices_app, name="devices")
 
 Form = Literal["channel", "input-channel", "spatial", "linear"]
-DataOption = Annotated[Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test.")]
+_STOPPED = (
+    "interrupted; nothing half-written is left, and a training run or a bench goes on with --resume, "
+    "a sweep with the same command"
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -53,7 +56,7 @@ def main() -> NoReturn:
         _complain(str(error))
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing half-written is left, and a training run or a bench goes on with --resume")
+        _complain(_STOPPED)
         code = _INTERRUPTED
     except BrokenPipeError:
         _drop_output()  # whoever read it has gone
@@ -85,10 +88,12 @@ def _target_option(what: str) -> Any:
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of one that comes along.")],
-    data: DataOption = None,
+    data: options.DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/RECIPE-SEED]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights and the order of images.")] = 0,
-    change: Annotated[list[str] | None, typer.Option("--set", help="Change one key: key.path=value.")] = None,
+    change: options.SetOption = None,
+    model: options.ModelOption = None,
+    weights: options.WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="Train the small network of this .plan.json on; its .onnx lies beside it.")
     ] = None,
@@ -113,7 +118,7 @@ def train(
     from .train.trainer import RECORD, Progress
     from .train.trainer import train as run
 
-    loaded = load_recipe(recipe, change or ())
+    loaded = load_recipe(recipe, options.recipe_changes(model, weights, change))
     asked: dict[Measure, float | None] = {"macs": target_macs, "params": target_params, "latency": target_latency}
     targets: dict[Measure, float] = {of: share for of, share in asked.items() if share is not None}
     if len(targets) > 1 or (targets and plan is not None):
@@ -165,6 +170,8 @@ def _promise(recipe: Recipe, validation_accuracy: float) -> str:
     return f"{text}: {'kept' if validation_accuracy >= promise.at_least else 'NOT kept here'}"
 
 
+app.command(name="train-sweep", epilog=sweep_commands.SWEEP_EXAMPLES)(sweep_commands.train_sweep)
+
 # --- export -------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +187,7 @@ def export(
     from .stages import export_run
     from .terminal import print_plan
 
-    plan = export_run(run_dir, form=form, energy=energy, tile=_tile(tile), parameters=parameters)
+    plan = export_run(run_dir, form=form, energy=energy, tile=options.tile(tile), parameters=parameters)
     print_plan(plan)
     print(run_dir / "compact.onnx")
 
@@ -231,15 +238,6 @@ def report(
 
 
 # --- arguments and errors -----------------------------------------------------------------------------------
-
-
-def _tile(text: str) -> int | None:
-    """A channel multiple; None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise InputError(f"--tile {text!r}: expected auto or a whole number from 1 to 1024")
-    return int(text)
 
 
 def _drop_output() -> None:

@@ -75,6 +75,21 @@ def making_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that this file is, made where it is missing; whoever else holds it is waited for, a process that
+    was killed holds none.
+    """
+    import fcntl  # late: not every system has it
+
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def require_writable(path: Path) -> None:
     """Raise now the InputError that writing `path` would end in after hours of work."""
     with _writing(path):

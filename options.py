@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,7 +35,33 @@ LayoutOption = Annotated[Layout, typer.Option(help="Order of the axes.")]
 TargetOption = Annotated[str | None, typer.Option(help="Oldest ONNX Runtime that must read it, e.g. 1.17.")]
 TileOption = Annotated[str, typer.Option(help="Round channels and ranks up to this; auto: the device's.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads inside one network.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="An npz file: x_train, y_train, x_test, y_test; or a folder of images.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key: key.path=value.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Instead of the recipe's: a name, or package.module:factory.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Start from the weights in this file: .safetensors, or torch's.")
+]
 TableOption = Annotated[Path | None, typer.Option(help="The latency table.  [default: in ~/.cache/rankfold]")]
+
+
+def recipe_changes(model: str | None, weights: Path | None, changes: Sequence[str] | None) -> list[str]:
+    """What --model, --weights and --set change in a recipe, the last having the last word."""
+    found = [] if model is None else [f"model={{ name = {json.dumps(model)} }}"]
+    found += [] if weights is None else [f"model.arguments.weights={json.dumps(str(weights.resolve()))}"]
+    return [*found, *(changes or ())]
+
+
+def tile(text: str) -> int | None:
+    """A channel multiple; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise InputError(f"--tile {text!r}: expected auto or a whole number from 1 to 1024")
+    return int(text)
 
 
 def preprocess(mean: str, std: str, size: str | None, crop: float | None, colors: Colors, layout: Layout) -> Preprocess:

@@ -65,7 +65,7 @@ def export_run(
 
     record = TrainRecord.read(run_dir / RECORD)
     spec = record.recipe.regularizer
-    model = build(record.recipe.model, record.input_shape[0], record.classes)
+    model = build(record.recipe.model, record.input_shape[0], record.classes, load=False)
     stored = checkpoint.load(run_dir / CHECKPOINT)
     for name, tensor in stored.model_state().items():
         if not torch.isfinite(tensor).all():
@@ -134,9 +134,10 @@ def evaluate_run(run_dir: Path, data: Path | None, split: Split = "test") -> Eva
 def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, seed: int) -> list[Score]:
     """Top-1 accuracy by ONNX Runtime of each model on a split; `seed` is the one they were trained with."""
     from .export.evaluate import score
+    from .train.data import Inputs
 
     part = {"validation": dataset.validation, "test": dataset.test}[split]
-    inputs = dataset.inputs(part.images)
+    inputs = Inputs(dataset, part)
     return [
         score(path, inputs, part.labels, data=dataset.name, split=split, seed=seed, name=name)
         for name, path in models.items()
@@ -164,6 +165,23 @@ def measure_models(
     require_writable(output)  # now, not after minutes of measuring
     with bars() as new_bar, reserved_device(found, new_bar, governor) as transport:
         return measured(sources, transport, found, Options(**asked), new_bar, "bench", output, resume=resume)
+
+
+def bench_once(
+    models: Mapping[str, Path], output: Path, *, device: str = "host", threads: int = 1, pairs: int | None = None
+) -> Bench:
+    """One bench of models by name, the first being the baseline; one of these very files, as wanted, is kept."""
+    from .runtime.stats import pairs_wanted
+
+    pairs = pairs or pairs_wanted(threads)
+    if output.exists():
+        bench = Bench.read(output)
+        context = bench.context
+        measured = [(variant.name, variant.sha256) for variant in bench.variants]
+        how = (context.device, context.threads, bench.comparisons[0].pairs if bench.comparisons else None)
+        if measured == [(name, sha256_of(path)) for name, path in models.items()] and how == (device, threads, pairs):
+            return bench
+    return measure_models(list(models.values()), output=output, device=device, threads=threads, pairs=pairs)
 
 
 def sweep_models(

@@ -27,6 +27,7 @@ from .records import (
     LayerTime,
     Plan,
     Seconds,
+    Sweep,
 )
 
 _PLACES = 4  # of a cause, in the table
@@ -289,6 +290,23 @@ def _print_load(console: Console, bench: Bench) -> None:
                 f"{plain(ran)}; the nodes add up to {operators.accounted(profiled):.1%} of a profiled run"
             )
         )
+
+
+def print_train_sweep(found: Sweep) -> None:
+    """Each network: where it stands in the grid, and what it came to."""
+    keys = list(found.grid)
+    heads = (*keys, "validation", "MACs", "parameters", "speed-up (95 %)")
+    table = Table(*map(plain, heads), box=None, pad_edge=False)
+    for point in found.points:
+        place = [plain(str(point.settings[key])) for key in keys]
+        if point.validation_accuracy is None:
+            table.add_row(*place, plain(point.failure or ""))
+            continue
+        measured = point.speedup is not None
+        speed = f"{point.speedup:.3f}×  ({point.speedup_low:.3f} to {point.speedup_high:.3f})" if measured else ""
+        sizes = (_millions(point.macs), f"{point.parameters:,}")
+        table.add_row(*place, f"{point.validation_accuracy:.2%}", *sizes, speed)
+    Console(markup=False, emoji=False).print(table)
 
 
 def print_changes(changes: Changes) -> None:

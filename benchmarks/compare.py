@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from ..errors import CheckFailed, InputError, RankfoldError, complaint, system_complaint
 from ..files import require_writable, sha256_of, write_bytes
 from ..records import Bench, ComparisonSpec, Evaluation, Made, Score
-from ..runtime.stats import pairs_wanted
-from ..stages import COMPACT, DENSE, export_run, measure_models, score_models
+from ..stages import COMPACT, DENSE, bench_once, export_run, score_models
 from ..terminal import print_bench
 from .networks import Network, config_hash, load_spec, networks_of
 from .rows import append_rows, has_rows, rows_of
@@ -41,7 +40,7 @@ def compare(
     """Export, score and measure trained networks of one seed; each step is skipped where its result is there."""
     models = _export_all(networks, out)
     evaluation = _evaluate_all(networks, models, data, out)
-    bench = _bench_all(models, out, threads, pairs)
+    bench = bench_once(models, out / "bench.json", threads=threads, pairs=pairs)
     return bench, evaluation
 
 
@@ -190,19 +189,6 @@ def _evaluate_all(networks: list[Network], models: dict[str, Path], data: Path |
     if scores != known:
         evaluation.write(path)
     return evaluation
-
-
-def _bench_all(models: dict[str, Path], out: Path, threads: int, pairs: int | None) -> Bench:
-    """One run for all of them; a bench.json of these very files, threads and pairs is kept."""
-    path = out / "bench.json"
-    pairs = pairs or pairs_wanted(threads)
-    wanted = [(name, sha256_of(model)) for name, model in models.items()]
-    if path.exists():
-        bench = Bench.read(path)
-        options = (bench.context.threads, bench.comparisons[0].pairs)
-        if [(v.name, v.sha256) for v in bench.variants] == wanted and options == (threads, pairs):
-            return bench
-    return measure_models(list(models.values()), output=path, threads=threads, pairs=pairs)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -160,6 +160,7 @@ def border(weights: Path, data: Path) -> None:
     from ..export.passes.fold_batchnorm import fold_batchnorm
     from ..export.passes.fold_channels import fold_channels
     from ..train.models.resnet import resnet20
+    from ..train.models.weights import load_weights
 
     images, labels = _images(data)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +170,8 @@ def border(weights: Path, data: Path) -> None:
             to_onnx(model, torch.zeros(2, 3, 32, 32), path)
             return _run(path.read_bytes(), images)
 
-        model = resnet20(weights=str(weights)).eval()
+        model = resnet20().eval()
+        load_weights(model, weights)
         print(f"as published: {_accuracy(_run_of(model, path, images), labels):.2%} of {len(labels)} test images")
         constants = _deaden(model)
         truth = outputs(model)

@@ -6,7 +6,6 @@ from where this machine's apt is told to; what is downloaded is kept until the u
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import DeviceError
-from ..files import cache_folder
+from ..files import cache_folder, locked
 from .child import last_line
 
 PACKAGES = ("python3", "libstdc++6")
@@ -51,9 +50,7 @@ def making(tell: Callable[[str], None]) -> Iterator[Path]:
     One process makes it at a time, the others wait. What was downloaded is kept until it is whole.
     """
     base = _base()
-    base.mkdir(parents=True, exist_ok=True)
-    with (base / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(base / "lock"):
         downloads, part = base / "downloads", base / "part"
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         try:

@@ -14,6 +14,7 @@ import csv
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ _MODES = {1: "L", 3: "RGB"}
 _LARGEST_LABELS_BYTES = 1 << 28
 
 Feed = dict[str, NDArray]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,10 @@ def _from_folder(path: Path, proto: onnx.ModelProto, how: Preprocess) -> Samples
     kind, dims = _wanted(proto, name)
     files, labels = _listed(path)
     channels, size = _geometry(dims, how, name)
+    cut = None if how.crop is None else partial(centre, share=how.crop)
 
     def read(start: int, stop: int) -> Feed:
-        pixels = np.stack([_pixels(file, channels, size, how) for file in files[start:stop]])
+        pixels = np.stack([read_image(file, channels, size, cut) for file in files[start:stop]])
         batch = _normalized(pixels, how) if kind.kind == "f" else _arranged(pixels, how)
         return {name: np.ascontiguousarray(batch, kind)}
 
@@ -176,14 +179,15 @@ def _listed(path: Path) -> tuple[list[Path], NDArray[np.int64] | None]:
     if (path / LABELS_FILE).is_file():
         return _from_csv(path)
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = [(image, folder.name) for folder in folders for image in _images(folder)]
+    found = [(image, folder.name) for folder in folders for image in images_in(folder)]
     if found:
         names = _numbered([folder.name for folder in folders])
         return [image for image, _ in found], np.array([names[label] for _, label in found], np.int64)
-    return _images(path), None
+    return images_in(path), None
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder, by name."""
     return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in _SUFFIXES and entry.is_file())
 
 
@@ -232,21 +236,23 @@ def _geometry(dims: list[int | None], how: Preprocess, name: str) -> tuple[int, 
     return channels, size
 
 
-def _pixels(file: Path, channels: int, size: tuple[int, int], how: Preprocess) -> NDArray[np.uint8]:
-    """One image as h×w×c."""
+def read_image(
+    file: Path, channels: int, size: tuple[int, int], cut: Callable[[tuple[int, int]], Box] | None
+) -> NDArray[np.uint8]:
+    """One image as h×w×c, or the part of it that `cut` says for its width and height. Raises InputError."""
     try:
         with warnings.catch_warnings(), Image.open(file) as image:
             warnings.simplefilter("ignore")
             image = image.convert(_MODES[channels])
-            box = None if how.crop is None else _centre(image.size, how.crop)
+            box = None if cut is None else cut(image.size)
             small = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {file}: {str(error)[:80]}; remove or replace it") from error
     return np.asarray(small).reshape(*size, channels)
 
 
-def _centre(size: tuple[int, int], share: float) -> tuple[float, float, float, float]:
-    """The centre square whose side is this share of the shorter side: left, top, right, bottom."""
+def centre(size: tuple[int, int], share: float) -> Box:
+    """The centre square whose side is this share of the shorter side."""
     width, height = size
     half = share * min(width, height) / 2
     return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half

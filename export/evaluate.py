@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,22 @@ _BATCH = 64
 _Z95 = 1.959963984540054  # standard normal quantile at 0.975
 
 
+class Sliced(Protocol):
+    """Float32 n×c×h×w that is read when it is sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """n, c, h, w."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]: ...
+
+
 def score(
     model: Path,
-    inputs: NDArray[np.float32],
+    inputs: NDArray[np.float32] | Sliced,
     labels: NDArray[np.integer],
     *,
     data: str,
@@ -64,7 +77,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _predictions(content: bytes, model: Path, inputs: NDArray[np.float32], threads: int) -> NDArray:
+def _predictions(content: bytes, model: Path, inputs: NDArray[np.float32] | Sliced, threads: int) -> NDArray:
     """The class with the largest score, for every input."""
     runner = session(content, str(model), threads)
     entries = runner.get_inputs()

@@ -5,6 +5,7 @@ Each record carries `"format": 1` and a line of history. Units are in the names.
 
 base.py      what a record is, and the way to and from disk
 training.py  recipe.toml, metrics.jsonl, train.json
+sweeps.py    sweep.json
 results.py   comparisons, rows of docs/results
 plans.py     plan.json, parity.json, frontier.json
 scores.py    evaluation.json
@@ -77,6 +78,7 @@ from .results import (
     VariantSpec,
 )
 from .scores import Evaluation, ModelScore, Score
+from .sweeps import Setting, Sweep, SweepPoint
 from .training import (
     DataSpec,
     DistillSpec,
@@ -172,10 +174,13 @@ __all__ = [
     "RulePoint",
     "Score",
     "Seconds",
+    "Setting",
     "Sha256",
     "Solver",
     "StabilityRow",
     "Sustained",
+    "Sweep",
+    "SweepPoint",
     "TargetReached",
     "TrainRecord",
     "TrainedRow",

@@ -17,14 +17,16 @@ class ModelSpec(Part):
 
 
 class DataSpec(Part):
-    """Which data: `glyphs` (built in) or `npz` (a path), and how much of it is kept apart for validation.
+    """Which data: `glyphs` (built in), `npz` (a file) or `folder` (train/CLASS/*.jpg and val/CLASS/*.jpg), and how much
+    of it is kept apart for validation.
 
-    For `npz` the validation split is the last `validation_share` of the training part, by index; for `glyphs`
-    it is `validation_share` × `train_size` further images, in a font family of their own. Images enter the
-    network as (x / 255 - mean) / std, one number a channel or one for all.
+    For `npz` the validation split is the last `validation_share` of the training part, by index; for `folder` that of
+    each class, by name, and val/ is the test split; for `glyphs` it is `validation_share` × `train_size` further
+    images, in a font family of their own. Images enter the network as (x / 255 - mean) / std, one number a channel or
+    one for all. Those of a folder are in colour and cut to `size` × `size`, with `augment = "resized-crop"` at random.
     """
 
-    name: Literal["glyphs", "npz"] = "glyphs"
+    name: Literal["glyphs", "npz", "folder"] = "glyphs"
     path: str | None = None
     train_size: int = Field(default=7200, gt=0)
     test_size: int = Field(default=3600, gt=0)
@@ -32,17 +34,24 @@ class DataSpec(Part):
     data_seed: int = 0
     mean: list[float] = Field(default=[0.5], min_length=1)
     std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.25], min_length=1)
-    augment: Literal["none", "shift", "flip-shift"] = "none"
+    augment: Literal["none", "shift", "flip-shift", "pad-crop-flip", "resized-crop"] = "none"
+    size: int = Field(default=224, gt=0)
 
     @model_validator(mode="after")
     def _path_goes_with_npz(self) -> Self:
         if self.name == "glyphs" and self.path is not None:
             raise ValueError("glyphs are built in and take no path; use name = 'npz'")
+        if (self.name == "folder") != (self.augment == "resized-crop") and self.augment != "none":
+            raise ValueError("augment = 'resized-crop' is for name = 'folder', and nothing else is; or use 'none'")
         return self
 
 
 class OptimizerSpec(Part):
-    """SGD with Nesterov momentum under a one-cycle or step schedule; exactly one of epochs and steps."""
+    """SGD with Nesterov momentum; exactly one of epochs and steps.
+
+    After the warm-up the rate falls as a cosine, stays, or (`step`) is divided by 10 at each of the `milestones`,
+    shares of the steps after the warm-up.
+    """
 
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -51,6 +60,7 @@ class OptimizerSpec(Part):
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: list[Annotated[float, Field(ge=0, le=1)]] = Field(default=[0.5, 0.75])
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixed_precision: bool = False
@@ -123,8 +133,8 @@ class Promise(Part):
 
 
 class Recipe(Record):
-    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version; `distill` may be
-    missing, and acts where a planned network is trained.
+    """`recipe.toml`: everything that decides a training run but the seed. Format 1: first version; `distill`,
+    `data.size` and `optimizer.milestones` may be missing; `distill` acts where a planned network is trained.
     """
 
     about: str

@@ -75,7 +75,8 @@ def test_ctrl_c_while_layers_are_timed_leaves_nothing(folder):
 
     complaint = interrupted(command, environment, folder, contest_has_begun)
     assert complaint.splitlines() == [
-        "rankfold: interrupted; nothing half-written is left, and a training run or a bench goes on with --resume"
+        "rankfold: interrupted; nothing half-written is left, and a training run or a bench goes on with --resume, "
+        "a sweep with the same command"
     ]
     assert alive(mark) == []
     assert list(scratch.iterdir()) == []

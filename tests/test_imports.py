@@ -26,6 +26,8 @@ TOP = {
     "options",
     "onnx_stages",
     "stages",
+    "sweep",
+    "sweep_commands",
     "terminal",
     "benchmarks",
 }

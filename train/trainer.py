@@ -21,7 +21,6 @@ from ..errors import InputError
 from ..records import DistillSpec, EpochRow, LayerSummary, OptimizerSpec, Plan, PlannedStart, Recipe, TrainRecord
 from . import checkpoint, processes
 from .data import Dataset, Split
-from .data.dataset import augment, batch_order
 from .denormals import flushed_denormals
 from .distill import distilled
 from .guard import PATIENCE, Guard, ill_layer
@@ -165,18 +164,13 @@ def train(
         checkpoint.save(path, model, optimizer, facts, teacher, guard.good if guard is not None else None)
         files.write_text(run_dir / METRICS, "".join(row.model_dump_json() + "\n" for row in run.history))
 
-    images, labels = _on_device(data, data.train, device)
-    order = batch_order(len(labels), seed, run.step // per_epoch)
+    feed = data.training(spec.batch_size, recipe.data.augment, seed, range(run.step, steps), device, (own, workers))
     began, first_step, saved = time.perf_counter(), run.step, time.monotonic()
     model.train()
     while run.step < steps:
-        epoch, position = divmod(run.step, per_epoch)
-        if position == 0:
-            order = batch_order(len(labels), seed, epoch)
         started = time.perf_counter()
-        together = order[position * spec.batch_size : (position + 1) * spec.batch_size]
-        chosen = torch.from_numpy(together[own::workers]).to(device)
-        batch = augment(images[chosen], recipe.data.augment, (seed, 1, run.step, own) if own else (seed, 1, run.step))
+        batch, labels = next(feed)
+        together = min(spec.batch_size, len(data.train) - run.step % per_epoch * spec.batch_size)  # of all processes
         batch = batch.contiguous(memory_format=torch.channels_last)
 
         for group in optimizer.param_groups:
@@ -184,15 +178,15 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, enabled=scaler.is_enabled()):
             logits = learner(batch)
-            loss = of_labels = F.cross_entropy(logits, labels[chosen], label_smoothing=spec.label_smoothing)
+            loss = of_labels = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
             if teacher is not None and distill.weight:
                 with torch.no_grad():
                     wanted = teacher(batch)
                 loss = distilled(loss, logits, wanted, distill.weight, distill.temperature)
-        scaler.scale(loss * (len(chosen) * workers / len(together))).backward()  # the processes' mean is the batch's
-        right = (logits.argmax(1) == labels[chosen]).sum()
+        scaler.scale(loss * (len(labels) * workers / together)).backward()  # the processes' mean is the batch's
+        right = (logits.argmax(1) == labels).sum()
         means = torch.stack([loss.detach(), of_labels.detach()]).double()
-        found = torch.cat([means * len(chosen), right.double()[None]])
+        found = torch.cat([means * len(labels), right.double()[None]])
         loss_sum, label_loss_sum, correct = processes.total(*found.tolist())  # the one wait for a device
         finite = math.isfinite(loss_sum)
         if finite:
@@ -204,7 +198,7 @@ def train(
         before_proximal = time.perf_counter()
         run.step += 1
         if guard is not None and finite:
-            guard.step(label_loss_sum / len(together))
+            guard.step(label_loss_sum / together)
         elif regularizer is not None and finite:
             regularizer.step()
         if regularizer is not None and run.step == steps:
@@ -213,7 +207,7 @@ def train(
         if finite:
             run.sums.loss += loss_sum
             run.sums.correct += round(correct)
-            run.sums.seen += len(together)
+            run.sums.seen += together
         run.sums.epoch_s += time.perf_counter() - started
 
         row = None
@@ -224,7 +218,7 @@ def train(
             saved = time.monotonic()
         pace = (time.perf_counter() - began) / (run.step - first_step)
         if own == 0:
-            on_progress(Progress(run.step, steps, loss_sum / len(together), (steps - run.step) * pace, row))
+            on_progress(Progress(run.step, steps, loss_sum / together, (steps - run.step) * pace, row))
 
     last = run.history[-1]
     record = TrainRecord(
@@ -252,7 +246,7 @@ def train(
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_share` of the steps, then cosine to 0, ÷10 at 50 % and 75 %, or constant."""
+    """Linear warm-up over `warmup_share` of the steps, then cosine to 0, ÷10 at each milestone, or constant."""
     warmup = spec.warmup_share * steps
     if step < warmup:
         return spec.lr * (step + 1) / (warmup + 1)
@@ -260,24 +254,22 @@ def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
     if spec.schedule == "cosine":
         return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if spec.schedule == "step":
-        return spec.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+        return spec.lr * 0.1 ** sum(progress >= milestone for milestone in spec.milestones)
     return spec.lr
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset, split: Split, device: torch.device) -> tuple[float, float]:
     """(mean cross-entropy, top-1 accuracy) of `model` on a split, in evaluation mode."""
-    images, labels = _on_device(data, split, device)
     was_training = model.training
     model.eval()
     loss, correct = 0.0, 0
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        logits = model(images[part].contiguous(memory_format=torch.channels_last))
-        loss += F.cross_entropy(logits, labels[part], reduction="sum").item()
-        correct += int((logits.argmax(1) == labels[part]).sum())
+    for images, labels in data.batches(split, EVALUATION_BATCH, device):
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == labels).sum())
     model.train(was_training)
-    return loss / len(labels), correct / len(labels)
+    return loss / len(split), correct / len(split)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -388,11 +380,6 @@ def _began(start: Start, data: Dataset, device: torch.device) -> PlannedStart:
         small_accuracy=small,
         dense_accuracy=dense,
     )
-
-
-def _on_device(data: Dataset, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(data.inputs(split.images)).to(device)
-    return images, torch.from_numpy(split.labels).to(device)
 
 
 def _close_epoch(

@@ -1,6 +1,7 @@
 """The report: one record is assembled from a folder, and small writers turn it into pages and rows.
 
-In: bench.json (required) and, where present, evaluation.json, plans, parities, training records, recipe.toml.
+In: bench.json (required) and, where present, evaluation.json, sweep.json, plans, parities, training records,
+recipe.toml.
 Out: report.html, report.md, report.csv and dashboard.json, the same bytes for the same input.
 
 assemble.py   reads a folder and joins its records by variant          folder → Report
@@ -11,6 +12,7 @@ tables.py     every table of the page as plain text cells, and CSV     Report �
 svg.py        scales, ticks and SVG elements with escaped content      values → Markup
 plots.py      latency, gain, accuracy: the figures                     Report → Figure
 curves.py     the training curves                                      Report → Figure
+sweep.py      a sweep's own: size, sensitivity, ranks                  Report → Figure
 rules.py      harm against time by the rules one may choose by         Report → Figure
 context.py    the board, the session and the weather as rows           Bench → rows
 across.py     the records of several devices, side by side             bench.json files → Across

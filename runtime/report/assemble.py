@@ -28,6 +28,7 @@ from ...records import (
     Plan,
     Record,
     Score,
+    Sweep,
     TrainRecord,
     Variant,
 )
@@ -103,6 +104,7 @@ class Report:
     cautions: list[Caution]
     commands: list[str]
     recipe: str | None
+    sweep: Sweep | None = None
 
     @property
     def is_emulated(self) -> bool:
@@ -149,6 +151,7 @@ def assemble(path: Path, headline: str | None = None) -> Report:
         cautions=[*bench.cautions, *own],
         commands=reproduce(path, bench, training),
         recipe=_recipe(folder / "recipe.toml", training),
+        sweep=_optional(Sweep, folder / "sweep.json"),
     )
 
 

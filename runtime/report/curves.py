@@ -7,38 +7,41 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
-from ...records import EpochRow
+from ...records import EpochRow, TrainRecord
 from .assemble import Report
 from .plots import Figure, frame, plot_area
 from .svg import LETTER, WIDTH, Box, label, path, scale, shorten, svg
 from .units import one_line
 
 # Name, CSS classes, and points of (epoch, value).
-_Curve = tuple[str, str, list[tuple[float, float]]]
+Curve = tuple[str, str, list[tuple[float, float]]]
 _END_NAME = 14  # letters of a curve's name
 
 
 def training_figures(report: Report) -> list[Figure]:
     """The training curves: validation accuracy of all, ranks and live groups of the headline's layers."""
-    made = (_accuracy_curves(report), _rank_curves(report), _group_curves(report))
+    made = [_accuracy_curves(report)]
+    if report.headline.side.train is not None:
+        name, train = report.headline.name, report.headline.side.train
+        made += [rank_curves(name, train), _group_curves(name, train)]
     return [figure for figure in made if figure]
 
 
-def _curves(title: str, curves: list[_Curve], y_name: str, caption: str, top: float | None = None) -> Figure | None:
+def curves(title: str, lines: list[Curve], y_name: str, caption: str, top: float | None = None) -> Figure | None:
     """Lines over epochs, each named at its right end where the ends keep apart."""
-    curves = [curve for curve in curves if curve[2]]
-    if not curves:
+    lines = [curve for curve in lines if curve[2]]
+    if not lines:
         return None
     across, up, area = plot_area()
-    points = [point for _, _, line_points in curves for point in line_points]
-    margin = 8 + LETTER * min(max(len(name) for name, _, _ in curves), _END_NAME)
+    points = [point for _, _, line_points in lines for point in line_points]
+    margin = 8 + LETTER * min(max(len(name) for name, _, _ in lines), _END_NAME)
     x = replace(scale([1.0, *(p[0] for p in points)], across[0], WIDTH - margin, pad=0), whole=True)
     y = scale([*(p[1] for p in points), *([0.0, top] if top else [])], *up, pad=0.03)
     marks = frame(x, y, "epoch", y_name)
-    for name, class_, line_points in curves:
+    for name, class_, line_points in lines:
         marks.append(path([(x(e), y(v)) for e, v in line_points], f"curve {class_}", title=name))
-    ends = [(x(p[-1][0]), y(p[-1][1]), shorten(name, _END_NAME), f"name {class_}") for name, class_, p in curves]
-    alt = f"{title}, last epoch. " + "; ".join(f"{name}: {p[-1][1]:.1f}" for name, _, p in curves)
+    ends = [(x(p[-1][0]), y(p[-1][1]), shorten(name, _END_NAME), f"name {class_}") for name, class_, p in lines]
+    alt = f"{title}, last epoch. " + "; ".join(f"{name}: {p[-1][1]:.1f}" for name, _, p in lines)
     return Figure(title, svg([*marks, *end_labels(ends, area)], alt), caption)
 
 
@@ -55,19 +58,18 @@ def end_labels(ends: list[tuple[float, float, str, str]], area: Box) -> list[Mar
 
 
 def _accuracy_curves(report: Report) -> Figure | None:
-    curves: list[_Curve] = [
+    lines: list[Curve] = [
         (one_line(row.name), row.role, [(e.epoch, e.validation_accuracy * 100) for e in row.side.train.epochs])
         for row in report.rows
         if row.side.train
     ]
     caption = "On the part of the training data that is held apart; the test data play no role here."
-    return _curves("Validation accuracy", curves, "validation accuracy / %", caption)
+    return curves("Validation accuracy", lines, "validation accuracy / %", caption)
 
 
-def _layer_curves(report: Report, share: Callable[[int, EpochRow], float | None]) -> list[_Curve]:
-    """One curve a layer of the headline's training, in per cent; epochs without a value are left out."""
-    train = report.headline.side.train
-    if train is None or not train.epochs:
+def _layer_curves(train: TrainRecord, share: Callable[[int, EpochRow], float | None]) -> list[Curve]:
+    """One curve a layer of a training, in per cent; epochs without a value are left out."""
+    if not train.epochs:
         return []
     return [
         (
@@ -83,16 +85,17 @@ def _layer_curves(report: Report, share: Callable[[int, EpochRow], float | None]
     ]
 
 
-def _rank_curves(report: Report) -> Figure | None:
-    curves = _layer_curves(report, lambda i, row: row.layers[i].rank / max(row.layers[i].full_rank, 1))
-    caption = f"Each layer of {one_line(report.headline.name)}, as it would be exported at that epoch."
-    return _curves("Ranks", curves, "rank / % of full", caption, top=100.0)
+def rank_curves(name: str, train: TrainRecord) -> Figure | None:
+    """Every layer's rank over the epochs of a training."""
+    lines = _layer_curves(train, lambda i, row: row.layers[i].rank / max(row.layers[i].full_rank, 1))
+    caption = f"Each layer of {one_line(name)}, as it would be exported at that epoch."
+    return curves("Ranks", lines, "rank / % of full", caption, top=100.0)
 
 
-def _group_curves(report: Report) -> Figure | None:
+def _group_curves(name: str, train: TrainRecord) -> Figure | None:
     def live(index: int, row: EpochRow) -> float | None:
         layer = row.layers[index]
         return layer.live_groups / layer.groups if layer.live_groups is not None and layer.groups else None
 
-    caption = f"Channels of {one_line(report.headline.name)} that are not exactly zero."
-    return _curves("Live groups", _layer_curves(report, live), "live groups / %", caption, top=100.0)
+    caption = f"Channels of {one_line(name)} that are not exactly zero."
+    return curves("Live groups", _layer_curves(train, live), "live groups / %", caption, top=100.0)

@@ -16,6 +16,7 @@ from .ledger import waterfall
 from .load_tables import load_tables
 from .plots import figures
 from .rules import frontier_figure
+from .sweep import failures, sweep_figures, sweep_ranks
 from .tables import (
     files_table,
     groups_table,
@@ -47,6 +48,9 @@ def _page(report: Report) -> str:
         variants=variants_table(report),
         figures=[*figures(report), *filter(None, [frontier_figure(report), waterfall(report)])],
         realised=realised_table(report),
+        sweep=sweep_figures(report),
+        sweep_ranks=sweep_ranks(report),
+        failures=failures(report),
         loads=load_tables(report),
         plans=_plans(report),
         parity=parity_table(report),

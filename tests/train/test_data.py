@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rankfold.errors import InputError
 from rankfold.records import DataSpec
@@ -98,6 +99,19 @@ def test_a_shift_moves_pixels_and_repeats_the_edge():
     rows, columns = places // 9 - 4, places % 9 - 4
     assert (shifted.flatten(1).sum(1) == 1).all()
     assert {int(v) for v in rows} == {int(v) for v in columns} == {-2, -1, 0, 1, 2}
+
+
+def test_padding_is_of_the_mean_colour_and_half_are_flipped():
+    batch = torch.zeros(400, 1, 9, 9)
+    batch[:, :, 4, 4], batch[:, :, 4, 5] = 1.0, 0.5
+    seen = augment(batch, "pad-crop-flip", (0,))
+    places = seen.flatten(1).argmax(1)
+    rows, columns = places // 9, places % 9
+    assert {int(v) for v in rows} == {int(v) for v in columns} == set(range(9))  # 4 ± 4
+    right = F.pad(seen, (0, 1))[torch.arange(400), 0, rows, columns + 1] == 0.5
+    assert 0.35 < right[columns < 8].float().mean() < 0.65  # the others were flipped
+    inside = augment(torch.ones(400, 1, 9, 9), "pad-crop-flip", (0,)).flatten(1).sum(1)
+    assert 25 == inside.min() < inside.max() == 81  # 5 × 5 pixels are left of a shift by 4 and 4
 
 
 def test_each_epoch_has_its_own_order():

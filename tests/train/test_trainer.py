@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rankfold.errors import InputError
+from rankfold.options import recipe_changes
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, data
 from rankfold.train.recipe import load_recipe
@@ -152,12 +153,15 @@ def test_schedule():
     assert rates[99] < 0.01
     steps = spec.model_copy(update={"schedule": "step", "warmup_share": 0.0})
     assert [round(learning_rate(steps, step, 100), 6) for step in (0, 49, 50, 75)] == [1.0, 1.0, 0.1, 0.01]
+    three = steps.model_copy(update={"milestones": [0.3, 0.6, 0.8]})
+    assert [round(learning_rate(three, step, 100), 6) for step in (29, 30, 60, 80)] == [1.0, 0.1, 0.01, 0.001]
 
 
 def test_packaged_recipes_load():
     from rankfold.train.recipe import packaged
 
     assert {"glyphs-dec3", "glyphs-dec3-compact", "chars74k-dec3"} <= set(packaged())
+    assert {"cifar10-resnet20", "cifar10-resnet56", "imagenet-resnet50", "imagenet-dec8"} <= set(packaged())
     for name in packaged():
         assert load_recipe(name).promise.measured_on
 
@@ -171,6 +175,14 @@ def test_set_changes_one_key():
         load_recipe("glyphs-dec3", ["optimizer.lrr=0.05"])
     with pytest.raises(InputError, match="expected key=value"):
         load_recipe("glyphs-dec3", ["optimizer.lr"])
+
+
+def test_another_model_and_its_weights_on_the_command_line(tmp_path):
+    changes = recipe_changes("torchvision.models:resnet18", tmp_path / 'a "b".pth', ["model.arguments.progress=false"])
+    recipe = load_recipe("glyphs-dec3", changes)
+    assert recipe.model.name == "torchvision.models:resnet18"
+    assert recipe.model.arguments == {"weights": str(tmp_path / 'a "b".pth'), "progress": False}
+    assert load_recipe("glyphs-dec3", recipe_changes(None, None, None)).model.arguments == {"width": 0.5}
 
 
 def test_checkpoint_refuses_foreign_and_truncated_files(tmp_path, glyphs):

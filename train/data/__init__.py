@@ -3,6 +3,7 @@
 dataset.py  the splits, and what becomes of an image on its way into the network
 glyphs.py   the built-in one: 36 characters rendered from fonts, whole families unseen in training
 npz.py      anything in an npz file: x_train, y_train, x_test, y_test
+folder.py   ImageNet's layout, read when it is needed: train/CLASS/*.jpg, val/CLASS/*.jpg
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from ...errors import InputError
 from ...records import DataSpec
-from .dataset import Dataset, Split
+from .dataset import Dataset, Inputs, Split
+from .folder import load_folder
 from .glyphs import load_glyphs
 from .npz import load_npz
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Inputs", "Split", "load"]
 
 
 def load(spec: DataSpec, path: Path | None = None) -> Dataset:
@@ -26,5 +28,6 @@ def load(spec: DataSpec, path: Path | None = None) -> Dataset:
         return load_glyphs(spec)
     chosen = path or (Path(spec.path) if spec.path else None)
     if chosen is None:
-        raise InputError("this recipe needs a data file: give --data FILE.npz")
-    return load_npz(spec, chosen)
+        what = "FILE.npz" if spec.name == "npz" else "FOLDER with train/ and val/"
+        raise InputError(f"this recipe needs data: give --data {what}")
+    return load_npz(spec, chosen) if spec.name == "npz" else load_folder(spec, chosen)

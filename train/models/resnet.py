@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import InputError
+WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
@@ -59,45 +58,11 @@ def _stage(in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
 
-def resnet20(
-    in_channels: int = 3,
-    classes: int = 10,
-    widths: tuple[int, int, int] = (16, 32, 64),
-    weights: str | None = None,
-) -> nn.Module:
-    """ResNet-20; `weights` is the path of a published checkpoint."""
-    return _resnet(3, in_channels, classes, widths, weights)
+def resnet20(in_channels: int = 3, classes: int = 10, widths: Sequence[int] = WIDTHS) -> nn.Module:
+    """ResNet-20."""
+    return ResNet(3, in_channels, classes, (widths[0], widths[1], widths[2]))
 
 
-def resnet56(
-    in_channels: int = 3,
-    classes: int = 10,
-    widths: tuple[int, int, int] = (16, 32, 64),
-    weights: str | None = None,
-) -> nn.Module:
-    """ResNet-56; `weights` is the path of a published checkpoint."""
-    return _resnet(9, in_channels, classes, widths, weights)
-
-
-def _resnet(
-    blocks: int, in_channels: int, classes: int, widths: tuple[int, int, int], weights: str | None
-) -> nn.Module:
-    model = ResNet(blocks, in_channels, classes, (widths[0], widths[1], widths[2]))
-    if weights is not None:
-        load_published(model, Path(weights))
-    return model
-
-
-def load_published(model: nn.Module, path: Path) -> None:
-    """Load a published `.th` checkpoint: keys under `state_dict`, each with the prefix `module.`."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read weights {path}: {error.strerror}; check the path") from error
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"weights {path}: not a plain torch checkpoint ({str(error)[:80]})") from error
-    state = {key.removeprefix("module."): value for key, value in stored.get("state_dict", stored).items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"weights {path}: {str(error).splitlines()[-1].strip()}; wrong network?") from error
+def resnet56(in_channels: int = 3, classes: int = 10, widths: Sequence[int] = WIDTHS) -> nn.Module:
+    """ResNet-56."""
+    return ResNet(9, in_channels, classes, (widths[0], widths[1], widths[2]))
