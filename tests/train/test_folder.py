@@ -119,7 +119,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         data.load(SPEC, root)
     with pytest.raises(InputError, match=r"cannot read .*train: .*expected train/CLASS"):
         data.load(SPEC, tmp_path)
-    with pytest.raises(InputError, match=r"needs data: give --data FOLDER with train/ and val/"):
+    with pytest.raises(InputError, match=r"needs a data folder: give --data FOLDER with train/ and val/"):
         data.load(SPEC)
     with pytest.raises(ValueError, match="'resized-crop' is for name = 'folder'"):
         DataSpec(name="npz", augment="resized-crop")

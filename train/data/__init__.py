@@ -28,6 +28,6 @@ def load(spec: DataSpec, path: Path | None = None) -> Dataset:
         return load_glyphs(spec)
     chosen = path or (Path(spec.path) if spec.path else None)
     if chosen is None:
-        what = "FILE.npz" if spec.name == "npz" else "FOLDER with train/ and val/"
-        raise InputError(f"this recipe needs data: give --data {what}")
+        what = "file: give --data FILE.npz" if spec.name == "npz" else "folder: give --data FOLDER with train/ and val/"
+        raise InputError(f"this recipe needs a data {what}")
     return load_npz(spec, chosen) if spec.name == "npz" else load_folder(spec, chosen)
