@@ -16,6 +16,8 @@ from rankfold.errors import CheckFailed
 from rankfold.records import AblationRow
 from rankfold.train.trainer import CHECKPOINT
 
+from ..conftest import SOAK
+
 TINY = Family(widths=(32, 32, 32), narrow=((16, 16, 32),), shares=(0.8, 0.8, 0.8), macs=(0.9, 0.9, 0.9), epochs=1)
 PARAMETERS, _, TIME = SIZES.values()
 
@@ -87,6 +89,7 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.skipif(not SOAK, reason="three trainings and exports: in soak")
 def test_one_network_from_random_weights_to_its_row(data, tmp_path):
     steps: list[str] = []
     plain, tuned, taught = (
