@@ -36,6 +36,7 @@ setup: $(READY) ## make the virtual environment with the tested versions
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankfold needs Python 3.11 or newer, found %d.%d; set PYTHON=" % sys.version_info[:2])'
+	@echo "making $(VENV): some 1.5 GB with torch, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,report,dev]'
 	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/rankfold
@@ -65,7 +66,11 @@ $(OUT)/plan.json: $(OUT)/train.json
 $(OUT)/evaluation.json: $(OUT)/plan.json
 	$(RANKFOLD) evaluate $(OUT) $(DATA_OPTION)
 
-$(OUT)/bench.json: $(OUT)/plan.json
+# What was measured on another device does not count for this one.
+$(OUT)/%.device:
+	@mkdir -p $(@D) && rm -f $(@D)/*.device && touch $@
+
+$(OUT)/bench.json: $(OUT)/plan.json $(OUT)/$(DEVICE).device
 	$(RANKFOLD) bench $(OUT) --device $(DEVICE) --threads $(THREADS) $(if $(PAIRS),--pairs $(PAIRS)) -o $@
 
 $(OUT)/report.html: $(OUT)/bench.json $(OUT)/evaluation.json

@@ -71,6 +71,7 @@ def add(
         "tested": "never",
     }
     print(card.write({key: value for key, value in told.items() if value is not None}))
+    print(f"next: rankfold devices setup {name}" if runner is None else f"next: rankfold devices check {name}")
 
 
 @devices_app.command(epilog="Example:  [bold]rankfold devices check bench-pi[/]")

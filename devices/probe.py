@@ -57,13 +57,18 @@ def tile(layout: Literal["nchwc", "nchw"], isa: list[str]) -> int:
     return 16 if "avx512f" in isa else 8
 
 
-def check_card(card: Card, found: Facts) -> None:
-    """Refuse a board that is not the one its card describes."""
-    if card.expected_architecture not in (None, found.architecture):
+def check_architecture(card: Card, found: str) -> None:
+    """Refuse a board with another processor than its card says."""
+    if card.expected_architecture not in (None, found):
         raise DeviceError(
-            f"device '{card.name}' should be {card.expected_architecture}, found {found.architecture}; "
+            f"device '{card.name}' should be {card.expected_architecture}, found {found}; "
             "correct its card or its address"
         )
+
+
+def check_card(card: Card, found: Facts) -> None:
+    """Refuse a board that is not the one its card describes."""
+    check_architecture(card, found.architecture)
     if found.emulated and not card.is_emulated:
         here = card.transport == "local"
         remedy = "run rankfold natively" if here else "to compare outputs there, write emulated = true into its card"

@@ -14,6 +14,7 @@ from ..errors import DeviceError, InputError
 from ..records import Card
 from . import userland, wheels
 from .check import outfit
+from .probe import check_architecture
 from .qemu import QemuTransport
 from .ssh import SshTransport
 from .transport import Outfit, Transport
@@ -44,6 +45,7 @@ def set_up(card: Card, tell: Callable[[str], None]) -> Outfit:
         )
     board = SshTransport(card, bare=True)
     before = _found(board, card)
+    check_architecture(card, before.architecture)
     with TemporaryDirectory(prefix="rankfold-") as folder:
         archive = Path(folder) / "packages.gz"
         tell(f"collecting wheels for Python {before.python_version}, {before.libc}, {before.architecture}")

@@ -68,7 +68,7 @@ def options(board: Server, **changes: str) -> str:
 def added(board: Server, folder: Path, call) -> Server:
     """With a card for it, `pi`."""
     code, said, err = call(f"devices add pi --like x86-64 {options(board)}")
-    assert (code, said) == (0, f"{card.user_folder() / 'pi.toml'}\n"), err
+    assert (code, said) == (0, f"{card.user_folder() / 'pi.toml'}\nnext: rankfold devices setup pi\n"), err
     return board
 
 
@@ -136,7 +136,11 @@ def test_a_board_that_is_fit_and_one_that_is_another(added: Server, call):
     assert call(f"devices add other --like pi4 {options(added)}")[0] == 0
     code, said, _ = call("devices check other")
     assert code == 3
-    assert "failed   processor    device 'other' should be aarch64, found x86_64; correct its card" in said
+    wrong = "device 'other' should be aarch64, found x86_64; correct its card"
+    assert f"failed   processor    {wrong}" in said
+    code, said, err = call("devices setup other")
+    assert (code, said) == (3, "")
+    assert wrong in err
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_a_board_that_is_fit_and_one_that_is_another(added: Server, call):
 @on("dropbear")
 def test_a_board_that_is_not(board: Server, folder: Path, call, monkeypatch, line: str, failed: str, found: str):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert call(f"devices add pi {options(board, python=interpreter(folder, line))}")[0] == 0
+    assert call(f"devices add pi --like x86-64 {options(board, python=interpreter(folder, line))}")[0] == 0
     code, said, err = call("devices check pi --json")
     findings = [json.loads(line) for line in said.splitlines()]
     assert code == 3
@@ -186,7 +190,7 @@ def test_setup_installs_from_here_into_an_environment_of_its_own(board: Server, 
     wheel(folder, "onnxruntime", "1.99.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    assert call(f"devices add pi {options(board, workdir='my boards')}")[0] == 0
+    assert call(f"devices add pi --like x86-64 {options(board, workdir='my boards')}")[0] == 0
     for _ in range(2 if SOAK else 1):  # again, over the one that is there
         code, said, err = call("devices setup pi")
         assert code == 0, err

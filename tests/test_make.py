@@ -51,6 +51,12 @@ def test_a_touched_file_redoes_what_depends_on_it_and_nothing_else(again, touche
     assert again.would_give() == redone
 
 
+def test_another_device_is_measured_anew(again):
+    done = again.make("report", DEVICE="no-such-board")
+    assert "unknown device 'no-such-board'" in done.stderr
+    assert [line.split()[0] for line in again.given()] == ["bench"]
+
+
 @pytest.mark.parametrize("goal", GOALS)
 def test_an_unknown_recipe_is_one_line(tmp_path, goal):
     maker = Maker(tmp_path)
