@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankfold needs Python 3.11 or newer, found %d.%d; set PYTHON=" % sys.version_info[:2])'
 	@echo "making $(VENV): some 1.5 GB with torch, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,report,dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,report,dev]'
 	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/rankfold
 	@touch $@
 
@@ -125,8 +125,8 @@ test: $(READY) ## run the tests
 check: $(READY) ## what CI runs: format, lint, types, tests (import direction is one of them)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/basedpyright --level error
-	$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE)
+	$(VENV)/bin/basedpyright --level error & types=$$!; \
+	  $(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) || { kill $$types 2>/dev/null; exit 1; }; wait $$types
 
 soak: $(READY) ## the same tests at full counts (under an hour)
 	RANKFOLD_SOAK=1 $(VENV)/bin/python -m pytest -q

@@ -85,6 +85,7 @@ def wait_for(child: subprocess.Popen, ready) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(not SOAK, reason="processes that import torch and Optuna, killed: in soak")
 def test_of_twelve_points_none_is_lost_whoever_is_killed(recipe, tmp_path, started):
     command = [sys.executable, "-P", "-c", QUEUE]
     began, ended = tmp_path / "sweep" / "began", tmp_path / "sweep" / "ended"
