@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 import threading
@@ -88,6 +89,11 @@ def locked(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def digest(told: object) -> str:
+    """Twelve hex digits over plain values, whatever the order of their keys: the name of a configuration."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def require_writable(path: Path) -> None:

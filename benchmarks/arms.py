@@ -11,11 +11,7 @@ All that is there is kept; two processes that need the same training wait for on
 from __future__ import annotations
 
 import copy
-import fcntl
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +23,7 @@ from torch import nn
 from ..export.compress import unmeasured
 from ..export.from_torch import to_onnx
 from ..export.shrink import carry_out, prepare_dense, shrink
-from ..files import replacing_all, sha256_of
+from ..files import digest, locked, replacing_all, sha256_of
 from ..records import DistillSpec, Finish, Plan, Recipe, TrainRecord
 from ..runtime.costs import count
 from ..train import checkpoint
@@ -49,6 +45,7 @@ SVD, LOW_RANK, GROUPS, BOTH = "post-hoc SVD", "low rank", "groups", "both"
 COMPRESSED = (BOTH, LOW_RANK, SVD, GROUPS)
 SMALL = ("dense.onnx", "compact.onnx", "plan.json")
 NETWORK = "network.onnx"
+LOCK = "lock"  # in each folder: one process at a time makes what it is for
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class Training:
     def folder(self, work: Path) -> Path:
         """Of this training alone."""
         widths = "-".join(map(str, self.widths))
-        return work / f"{widths}-{_digest(_told(self.recipe))}-{self.seed}"
+        return work / f"{widths}-{digest(_told(self.recipe))}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Network:
         told += [self.share, TILE, self.finish]
         if self.finish != "none":
             told += [_told(self.fine), _told(self.dense.recipe)]
-        return _digest(told)
+        return digest(told)
 
     def size_folder(self, work: Path) -> Path:
         """Of what is made of its training."""
@@ -153,9 +150,9 @@ def made(network: Network, data: Dataset, work: Path, say: Say) -> Path:
     target, plan = network.file(work), Plan(tile=TILE)
     if not network.taught:
         folder = _learned(network.training, data, work, say)
-        with _alone(network.size_folder(work)):
+        with locked(network.size_folder(work) / LOCK):
             _cut(network, folder, data, work)
-    with _alone(target.parent):
+    with locked(target.parent / LOCK):
         if target.exists():
             return target
         if network.taught:
@@ -174,7 +171,7 @@ def made(network: Network, data: Dataset, work: Path, say: Say) -> Path:
 def _learned(training: Training, data: Dataset, work: Path, say: Say) -> Path:
     """The folder of a finished training."""
     folder = training.folder(work)
-    with _alone(folder):
+    with locked(folder / LOCK):
         if not (folder / RECORD).exists():
             train(
                 training.recipe,
@@ -238,15 +235,6 @@ def _is_begun(folder: Path, recipe: Recipe, seed: int) -> bool:
     return path.exists() and belongs(checkpoint.load(path).facts, recipe, seed)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time is in here with the same folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def train_seconds(network: Network, work: Path) -> float:
     """Of its own training, and of fine-tuning."""
     folders = [] if network.taught else [network.training.folder(work)]
@@ -257,10 +245,6 @@ def train_seconds(network: Network, work: Path) -> float:
 def _told(recipe: Recipe) -> dict[str, Any]:
     """A recipe without defaults, so that a key that comes to be later changes no hash."""
     return recipe.model_dump(mode="json", exclude_defaults=True)
-
-
-def _digest(told: object) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # --- which networks there are -------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ others for each seed, none of them among the last tenth, which is the validation
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -37,7 +35,7 @@ from ..export.passes.fold_batchnorm import fold_batchnorm
 from ..export.passes.fold_channels import fold_channels
 from ..export.prune import prune
 from ..export.reporting import silent
-from ..files import replacing
+from ..files import digest, replacing
 from ..records import DataSpec, ModelSpec, OneShotRow
 from .rows import read, write
 
@@ -67,7 +65,7 @@ class Method:
     @property
     def config_hash(self) -> str:
         """Twelve hex digits over all of it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return digest(asdict(self))
 
 
 FORMS = ("channel", "input-channel", "spatial", "tucker-2")

@@ -15,8 +15,6 @@ Strength 0 is the dense network. Low rank alone acts, all the time. What has its
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import time
 from collections import defaultdict
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..files import digest
 from ..records import EpochRow, Recipe, RegularizerSpec, StabilityRow
 from ..train import data as datasets
 from ..train.data import Dataset
@@ -73,7 +72,7 @@ class Job:
     def config_hash(self) -> str:
         """Twelve hex digits over all that decides what is learned but the seed."""
         told = self.made().model_dump(mode="json", exclude={"about", "promise"})
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return digest(told)
 
     @property
     def folder(self) -> Path:
@@ -121,7 +120,7 @@ _loaded: dict[str, Dataset] = {}  # of a worker process: read once
 
 def _in_worker(data: Path | None, job: Job, told: Told) -> StabilityRow:
     recipe = job.made()
-    dataset = _loaded.setdefault(str(data), datasets.load(recipe.data, data))
+    dataset = _loaded[str(data)] = _loaded.get(str(data)) or datasets.load(recipe.data, data)
     name = f"{job.way}, {job.strength:g}, {'guarded, ' if job.guard else ''}seed {job.seed}"
 
     def say(now: Progress) -> None:

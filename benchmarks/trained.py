@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -43,6 +41,7 @@ from ..export.from_torch import to_onnx
 from ..export.graphs import save
 from ..export.passes.rewrites import REWRITES, rewritten
 from ..export.shrink import carry_out, prepare_dense, shrink
+from ..files import digest
 from ..records import (
     DataSpec,
     DistillSpec,
@@ -136,7 +135,7 @@ class Job:
         recipe["model"]["arguments"]["weights"] = sha256_at(self.weights)
         plan = self.network.plan and sha256_at(self.network.plan)
         told = [recipe, plan, self.network.widths, self.network.from_scratch]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return digest(told)
 
     def start(self, data: Dataset, data_path: Path) -> Start:
         """The network as it begins, and the published one to learn from."""

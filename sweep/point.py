@@ -4,14 +4,12 @@ dead and was only slow is waited for.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..files import locked, sha256_of, write_bytes
+from ..files import digest, locked, sha256_of, write_bytes
 from ..records import Evaluation, Made, Score, TrainRecord
 from ..stages import COMPACT, export_run, score_models
 from .grid import Point, Task
@@ -66,7 +64,7 @@ def _trained(task: Task, point: Point, folder: Path, dataset: Dataset, say: Say)
 
 def _hash(record: TrainRecord, energy: float | None, tile: int | None) -> str:
     told = [record.recipe.model_dump(mode="json", exclude_defaults=True), record.seed, energy, tile]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(told)
 
 
 def _score(folder: Path, name: str, model: Path, dataset: Dataset, seed: int) -> list[Score]:

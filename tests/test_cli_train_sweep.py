@@ -22,7 +22,7 @@ from .train.recipes import toml
 pytest.importorskip("torch")
 pytest.importorskip("optuna")
 
-WAIT_S = 1800.0 if SOAK else 300.0  # a slow machine imports torch for half a minute
+WAIT_S = 1800.0  # a slow machine imports torch for half a minute
 GRID, POINTS = "--grid low_rank=0,0.02,0.1 group=0,0.1 seed=0,1", 12
 
 # The queue alone: a point is a line in a file at its beginning and one at its end.
@@ -89,8 +89,8 @@ def wait_for(child: subprocess.Popen, ready) -> None:
 def test_of_twelve_points_none_is_lost_whoever_is_killed(recipe, tmp_path, started):
     command = [sys.executable, "-P", "-c", QUEUE]
     began, ended = tmp_path / "sweep" / "began", tmp_path / "sweep" / "ended"
-    children = [started(command) for _ in range(2 if SOAK else 1)]  # they share the points
-    for child, enough in zip(children, (3, 6), strict=False):
+    children = [started(command) for _ in range(2)]  # they share the points
+    for child, enough in zip(children, (3, 6), strict=True):
         wait_for(child, lambda enough=enough: len(lines(ended)) >= enough)
         child.kill()
         child.wait()
