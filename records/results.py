@@ -256,6 +256,24 @@ class StabilityRow(Record):
     train_s: float
 
 
+class CostRow(Record):
+    """A proximal step beside one of the optimizer: a line of docs/results/cost.jsonl. Format 1: first version."""
+
+    network: str
+    way: str = Field(description="benchmarks/cost.py")
+    batch: int
+    size: int = Field(description="height and width of the images, pixels")
+    machine: str = Field(description="processor and torch")
+    step_s: float = Field(description="of an optimizer's step, median")
+    proximal_s: float = Field(description="of a proximal step, median")
+    ratio: float = Field(
+        description="proximal over optimizer's step, taken in turns, with its 95 % interval over rounds"
+    )
+    low: float
+    high: float
+    rounds: int
+
+
 class ChoosingRow(Record):
     """One answer of benchmarks/choosing.py: a line of docs/results/choosing.jsonl. Format 1: first version."""
 
