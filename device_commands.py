@@ -1,4 +1,4 @@
-"""The commands about boards: list, add, check, set up, probe."""
+"""The commands about boards: list, add, remove, check, set up, probe."""
 
 from __future__ import annotations
 
@@ -72,6 +72,14 @@ def add(
     }
     print(card.write({key: value for key, value in told.items() if value is not None}))
     print(f"next: rankfold devices setup {name}" if runner is None else f"next: rankfold devices check {name}")
+
+
+@devices_app.command(epilog="Example:  [bold]rankfold devices remove bench-pi[/]")
+def remove(name: Device) -> None:
+    """Delete a card of your own; the board stays as it is."""
+    from .devices import card
+
+    print(f"removed {card.remove(name)}")
 
 
 @devices_app.command(epilog="Example:  [bold]rankfold devices check bench-pi[/]")

@@ -32,7 +32,8 @@ def find(name: str) -> Card:
     """The card of device `name`; the user's own card goes before a shipped one of that name."""
     sources = _sources()
     if name not in sources:
-        raise InputError(f"unknown device '{name}'; known are {', '.join(sorted(sources))}")
+        known = ", ".join(sorted(sources))
+        raise InputError(f"unknown device '{name}'; known are {known}; rankfold devices add makes one known")
     return _read(name, sources[name])
 
 
@@ -69,6 +70,15 @@ def write(told: Mapping[str, str | int]) -> Path:
     # a JSON string is a TOML string, but for the one control character that JSON leaves as it is
     lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in told.items())
     write_text(path, "".join(lines).replace("\x7f", "\\u007f"))
+    return path
+
+
+def remove(name: str) -> Path:
+    """Delete a card from the user's folder. InputError where there is none."""
+    path = user_folder() / f"{name}.toml"
+    if name not in _sources() or not path.is_file():
+        raise InputError(f"expected a card of your own, found no {path}; shipped cards stay")
+    path.unlink()
     return path
 
 

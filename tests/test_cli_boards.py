@@ -114,6 +114,19 @@ def test_a_card_is_not_written_over(folder: Path, call):
     assert card.find("pi").host == "one"
 
 
+def test_a_card_of_ones_own_is_removed_and_no_other_file(folder: Path, call):
+    assert call("devices add pi --host one")[0] == 0
+    other = card.user_folder().parent / "other.toml"
+    other.write_text("kept")
+    for name in ("pi4", "../other", "pi99"):
+        code, _, err = call(f"devices remove {name}")
+        assert code == 2
+        assert "expected a card of your own" in err
+    assert call("devices remove pi") == (0, f"removed {card.user_folder() / 'pi.toml'}\n", "")
+    assert "pi" not in card.names()
+    assert other.read_text() == "kept"
+
+
 def test_the_cards_that_come_along_were_tested_by_nobody_but_what_is_here():
     shipped = {path.stem: tomllib.loads(path.read_text()) for path in Path(card.__file__).parent.glob("cards/*.toml")}
     tested = {name for name, told in shipped.items() if told["tested"] != "never"}
