@@ -111,12 +111,7 @@ def train(
     With a target the strengths of the penalties are sought so that no more is left at regularizer.hold_from (60 %) of
     the steps; where that is not reached at the end, the run is there and the exit code is 1.
     """
-    from .terminal import bars, epoch_line
-    from .train import data as datasets
-    from .train import processes
     from .train.recipe import aimed, load_recipe
-    from .train.trainer import RECORD, Progress
-    from .train.trainer import train as run
 
     loaded = load_recipe(recipe, options.recipe_changes(model, weights, change))
     asked: dict[Measure, float | None] = {"macs": target_macs, "params": target_params, "latency": target_latency}
@@ -129,6 +124,13 @@ def train(
     folder = out or Path("runs") / f"{name}-{seed}"
     if dense is not None and (plan is None or folder.resolve() == dense.resolve()):
         raise InputError(f"--from {dense}: goes with --plan, and another --out than itself")
+
+    from .terminal import bars, epoch_line  # torch comes with these: seconds, in which nobody waits for a misspelt key
+    from .train import data as datasets
+    from .train import processes
+    from .train.trainer import RECORD, Progress
+    from .train.trainer import train as run
+
     dataset, start = datasets.load(loaded.data, data), None
     if plan is not None:
         from .train.planned import planned, start_of

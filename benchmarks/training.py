@@ -20,7 +20,7 @@ from ..terminal import bars
 from .networks import Job
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnContext
+    from multiprocessing.context import ForkServerContext
 
 _POLL_S = 0.2
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ def side_by_side(
 
     They put into `told` what to show: a name, steps done, steps, seconds left and a text. `folders` are theirs.
     """
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     with context.Manager() as manager, _workers(count, context) as pool, bars() as new_bar:
         told: Told = manager.Queue()
         running = {pool.submit(work, item, told) for item in todo}
@@ -66,7 +66,14 @@ def side_by_side(
             _end(pool, folders)
 
 
-def _workers(count: int, context: SpawnContext) -> ProcessPoolExecutor:
+def forking() -> ForkServerContext:
+    """Processes forked from one that has imported torch, and done nothing with it: each would take seconds to do so."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rankfold.train.trainer", "torch._dynamo"])  # the latter: what an optimiser imports
+    return context
+
+
+def _workers(count: int, context: ForkServerContext) -> ProcessPoolExecutor:
     """Ctrl-C reaches the whole process group: the workers leave it to us."""
     return ProcessPoolExecutor(count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from rankfold.cli import main
 
 from .conftest import ROOT
 from .train.recipes import toml
@@ -16,6 +21,7 @@ RANKFOLD = (sys.executable, "-P", "-m", "rankfold")
 GOALS = ("train", "export", "bench", "report")
 _RECORDER = """#!/bin/sh
 echo "$*" >> "{log}"
+[ -n "$ONLY_WRITE_DOWN" ] && exit 0
 exec "{python}" -P -m rankfold "$@"
 """
 
@@ -23,6 +29,17 @@ exec "{python}" -P -m rankfold "$@"
 def rankfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run([*RANKFOLD, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def rankfold_here(words: list[str]) -> int:
+    """Run a command in this process, which has imported torch: its exit code."""
+    before, sys.argv = sys.argv, ["rankfold", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
 
 
 class Maker:
@@ -53,6 +70,20 @@ class Maker:
         return subprocess.run(
             self.command(*goals, **variables), capture_output=True, text=True, check=False, env=environment()
         )
+
+    def make_here(self, *goals: str) -> list[str]:
+        """Have make write down the commands that it would wait for, run them in this process, and return them."""
+        done = subprocess.run(
+            self.command(*goals), capture_output=True, text=True, check=False,
+            env=environment() | {"ONLY_WRITE_DOWN": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = self.given()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rankfold.runtime.turns._PAIR_S", 0.1)
+            for line in lines:
+                assert rankfold_here(shlex.split(line)) == 0, line
+        return lines
 
     def given(self) -> list[str]:
         """The rankfold commands given since the last call."""

@@ -28,10 +28,10 @@ from rankfold.files import sha256_of
 from rankfold.records import Bench, Evaluation, Parity, Plan, TrainRecord
 from rankfold.train import checkpoint
 
+from .children import started
 from .making import RANKFOLD, Maker
 from .train.recipes import toml
 
-_PATIENCE_S = 120.0  # until a child has done something; a slow machine imports torch for half a minute
 _LAST_BOARD_S = 30.0  # one that was just being started ends by itself, once it has read that nobody is there
 _PROGRESS = re.compile(r"\S+: \d+/\d+ .*")  # what a command says every 10 s where stderr is no terminal
 
@@ -389,30 +389,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, line, size_kib):
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
-def interrupted(line: str, place: Path, ready: Callable[[int], bool]) -> tuple[str, str]:
-    """Run a command in a child, press Ctrl-C once it is `ready(pid)`; its stdout and stderr. It must exit 130."""
-    pipe = subprocess.PIPE
-    child = subprocess.Popen([*RANKFOLD, *line.split()], cwd=place, stdout=pipe, stderr=pipe, text=True)
-    deadline_s = time.monotonic() + _PATIENCE_S
-    try:
-        while not ready(child.pid):
-            assert child.poll() is None, child.communicate()
-            assert time.monotonic() < deadline_s, f"{line}: nothing to interrupt"
-            time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=_PATIENCE_S)
-    finally:
-        child.kill()
-        child.wait()
-    assert child.returncode == 130, err
-    assert_one_line(err, "interrupted; nothing half-written is left")
-    return out, err
+def interrupt(line: str, place: Path, ready: Callable[[int], bool]) -> None:
+    """Run a command in a child, and press Ctrl-C once it is `ready(pid)`: it says so in one line."""
+    with started(line.split(), place) as child:
+        child.wait_for(lambda: ready(child.pid))
+        code = child.stop(signal.SIGINT)
+        assert code == 130, child.said("err")
+        assert_one_line(child.said("err"), "interrupted; nothing half-written is left")
 
 
 def test_ctrl_c_in_training_leaves_a_checkpoint_that_resumes(tmp_path, call):
     (tmp_path / "recipe.toml").write_text(toml().replace("steps = 30", "steps = 60"))
     run = tmp_path / "run"
-    interrupted("train recipe.toml --out run", tmp_path, lambda _: (run / "checkpoint.safetensors").exists())
+    interrupt("train recipe.toml --out run", tmp_path, lambda _: (run / "checkpoint.safetensors").exists())
     assert not (run / "train.json").exists()
     assert {path.name for path in run.iterdir()} <= {"checkpoint.safetensors", "metrics.jsonl"}
 
@@ -430,7 +419,7 @@ def test_ctrl_c_in_a_bench_leaves_no_record_and_no_process(finished, tmp_path):
         boards.update(_children(pid))
         return len(boards) == 2
 
-    interrupted(f"bench {finished.run} --pairs 1000 -o bench.json", tmp_path, two_boards)
+    interrupt(f"bench {finished.run} --pairs 1000 -o bench.json", tmp_path, two_boards)
     assert list(tmp_path.iterdir()) == []
     deadline_s = time.monotonic() + _LAST_BOARD_S
     while alive := [pid for pid in boards if Path(f"/proc/{pid}").exists()]:

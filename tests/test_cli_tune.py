@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,11 @@ from rankfold.export.parity import run
 from rankfold.export.quantize import needs_reduced_range
 from rankfold.records import Parity, Tuned
 
+from .children import started
 from .export.nets import Net
-from .making import RANKFOLD, environment, rankfold
+from .making import rankfold_here
 
 pytest.importorskip("torch")
-
-WAIT_S = 120.0  # for a child; a slow machine imports torch for half a minute
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +33,18 @@ def models(tmp_path_factory) -> Path:
     rough = np.random.default_rng(0).normal(size=(400, 3, 4, 4)).astype(np.float32)
     np.savez(folder / "data.npz", input=rough.repeat(3, axis=2).repeat(3, axis=3))
     np.savez(folder / "few.npz", input=np.ones((4, 3, 12, 12), np.float32))
-    done = rankfold(folder, *shlex.split("compress net.onnx -o small.onnx --macs 0.4 --tile 1 --data data.npz"))
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        line = "compress net.onnx -o small.onnx --macs 0.4 --tile 1 --data data.npz"
+        assert rankfold_here(shlex.split(line)) == 0
     return folder
 
 
-def test_tuning_wins_back_what_the_original_does(models, tmp_path):
+def test_tuning_wins_back_what_the_original_does(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     out = tmp_path / "tuned.onnx"
-    options = shlex.split("--teacher net.onnx --data data.npz --steps 60 --batch 32")
-    done = rankfold(models, "tune", "small.onnx", "-o", str(out), *options)
-    assert done.returncode == 0, done.stderr
+    code, _, said = call(f"tune small.onnx -o {out} --teacher net.onnx --data data.npz --steps 60 --batch 32")
+    assert code == 0, said
     tuned = Tuned.read(tmp_path / "tuned.tune.json")
     assert tuned.error_after < 0.8 * tuned.error_before
     assert (tuned.learned_from, tuned.held_out) == (360, 40)
@@ -65,15 +64,10 @@ def test_interrupted_and_gone_on_the_weights_are_the_same(models, tmp_path, call
     whole = tmp_path / "whole.onnx"
     assert call(f"{line} -o {whole}")[0] == 0
     parts, state = tmp_path / "parts.onnx", tmp_path / "parts.tune.safetensors"
-    command = [*RANKFOLD, *shlex.split(line), "-o", str(parts)]
-    child = subprocess.Popen(command, cwd=models, stderr=subprocess.PIPE, text=True, env=environment())
-    until = time.monotonic() + WAIT_S
-    while not state.exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=WAIT_S)
-    assert child.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("rankfold: ")
+    with started([*shlex.split(line), "-o", str(parts)], models) as child:
+        child.wait_for(state.exists)
+        assert child.stop(signal.SIGINT) == 130
+        assert child.said("err").strip().splitlines()[-1].startswith("rankfold: ")
     assert not parts.exists()
     code, _, said = call(f"{line} -o {parts} --seed 5")
     assert code == 2
@@ -83,12 +77,13 @@ def test_interrupted_and_gone_on_the_weights_are_the_same(models, tmp_path, call
     assert not state.exists()
 
 
-def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, call):
+def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(models)
     out = tmp_path / "int8.onnx"
-    done = rankfold(models, *shlex.split("quantize net.onnx --data data.npz --samples 64 -o"), str(out))
-    assert done.returncode == 0, done.stderr
-    assert "same top class" in done.stdout
-    assert "rankfold bench" in done.stdout
+    code, printed, said = call(f"quantize net.onnx --data data.npz --samples 64 -o {out}")
+    assert code == 0, said
+    assert "same top class" in printed
+    assert "rankfold bench" in printed
     damage = Parity.read(tmp_path / "int8.parity.json").damage
     assert damage is not None
     assert 0 < damage.error < 0.5  # outputs that vary little around their bias

@@ -158,3 +158,9 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd="/", check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_misspelt_recipe_is_said_without_torch():
+    code = f"{BLOCK_TORCH}\nfrom rankfold.cli import main\nsys.argv = ['rankfold', 'train', 'no-such']\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert (done.returncode, done.stderr[:31]) == (2, "rankfold: no recipe 'no-such'; ")

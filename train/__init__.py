@@ -1,6 +1,7 @@
 """train: shrink a network while it learns. Enters: a recipe and data. Leaves: a checkpoint and train.json.
 
-regularizer.py  CompressionAware: the proximal steps on a user's model, or on ours
+regularizer.py  CompressionAware, for a user's model or ours: when proximal steps are taken, and how strongly
+shrinking.py    what one of them does to the weights
 strength.py     how strong the penalties are now, in each layer
 steering.py     the strength that leaves a network on its way to a target
 exported.py     what a network would be if it were exported now: shapes, ranks, MACs, weights, time
@@ -17,6 +18,6 @@ planned.py      the start of `train --plan`: small network, dense network and pl
 distill.py      the loss of learning from the dense network
 compact.py      a small ONNX file back into its module, BatchNorm kept, for fine-tuning
 tune.py         the small graph learns from the original, without labels
-onnx_module.py  an ONNX graph as a torch module; onnx_operators.py: a function an operator
+onnx_module.py  an ONNX graph as a torch module; onnx_operators/: a function an operator
 models/ data/ recipes/
 """

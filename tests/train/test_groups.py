@@ -53,7 +53,7 @@ def idle_step(model: nn.Module, optimizer: torch.optim.Optimizer, regularizer: C
 
 
 def make_ups(regularizer: CompressionAware) -> dict[tuple[str, ...], int]:
-    return {tuple(layer.name for layer, _ in f.members): len(f.live()) for f in regularizer._families}
+    return {tuple(layer.name for layer, _ in f.members): len(f.live()) for f in regularizer._shrinking.families}
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_what_dies_is_folded_exactly_out_of_every_stage(resnet, tmp_path: Path):
     regularizer, optimizer = coupled(resnet, group=1.0, every=1, relative=True)
     weakest = [0, 3, 4]
     with torch.no_grad():
-        for family in regularizer._families:
+        for family in regularizer._shrinking.families:
             for layer, filters in family.members:
                 for parameter in layer.owned():
                     parameter[filters[weakest].flatten()] *= 1e-3
@@ -138,7 +138,10 @@ def test_what_dies_is_folded_exactly_out_of_every_stage(resnet, tmp_path: Path):
         optimizer.step()
         regularizer.step()
     regularizer.finish()
-    live = {names: int(f.live().sum()) for names, f in zip(make_ups(regularizer), regularizer._families, strict=True)}
+    live = {
+        names: int(f.live().sum())
+        for names, f in zip(make_ups(regularizer), regularizer._shrinking.families, strict=True)
+    }
     sizes = make_ups(regularizer)
     assert all(live[names] <= sizes[names] - len(weakest) for names in sizes)
     dense, compact = tmp_path / "dense.onnx", tmp_path / "compact.onnx"
@@ -163,7 +166,7 @@ def test_holding_rounds_each_family_and_its_state_comes_back():
         resnet(torch.randn(8, 3, 16, 16)).square().mean().backward()
         optimizer.step()
         regularizer.step()
-    assert all(int(family.live().sum()) % 8 == 0 for family in regularizer._families)
+    assert all(int(family.live().sum()) % 8 == 0 for family in regularizer._shrinking.families)
     held = regularizer.state_dict()["held"]
     again, _ = coupled(resnet, group=1.0, every=1, relative=True, tile=8, hold_at=3)
     again.load_state_dict(regularizer.state_dict())

@@ -1,8 +1,9 @@
-"""Under torchrun, with gloo: the weights of one process alone, to the bit; a lost process, and how it goes on."""
+"""Several processes, with gloo: the weights of one process alone, to the bit; a lost process, and how it goes on."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rankfold.benchmarks.training import forking
 from rankfold.records import TrainRecord
 from rankfold.train import checkpoint, processes
 from rankfold.train.trainer import CHECKPOINT, RECORD
@@ -29,13 +31,21 @@ def torchrun(count: int, *command: str) -> list[str]:
     return [*line, *command]
 
 
-def test_torchrun_makes_the_weights_of_one_process_and_a_lost_process_ends_the_others(tmp_path, counts):
+def test_several_make_the_weights_of_one_process_and_a_lost_process_ends_the_others(tmp_path, counts):
     workers = counts(2, 4)
-    worker = Path(__file__).with_name("worker.py")
-    done = subprocess.run(
-        torchrun(workers, str(worker), str(tmp_path)), capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode != 0, "a process was killed"
+    script = str(Path(__file__).with_name("worker.py"))
+    children = [
+        forking().Process(
+            target=runpy.run_path, args=(script, {"GIVEN": (tmp_path, rank, workers)}, "__main__"), daemon=True
+        )
+        for rank in range(workers)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(LIMIT_S)
+    *others, lost = (child.exitcode for child in children)
+    assert (set(others), lost) == ({processes.LostProcess.exit_code}, -signal.SIGKILL)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,10 +16,10 @@ from rankfold.train import checkpoint, data
 from rankfold.train.recipe import load_recipe
 from rankfold.train.trainer import CHECKPOINT, METRICS, RECORD, belongs, learning_rate, train
 
+from ..children import started
 from .recipes import tiny, toml
 
 KILL_SEED = 20
-RUN_LIMIT_S = 300  # a slow machine imports torch for half a minute
 LEARNED = 0.05  # of a cross-entropy that starts at ln 36 = 3.58: seen 0.10, and 0 for a loop that does not learn
 
 
@@ -94,32 +92,24 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path, counts):
     moments = counts(1, 20)
     recipe.write_text(toml().replace("steps = 30", f"steps = {100 * moments}"))
 
-    def command(folder, *options):
-        line = [sys.executable, "-m", "rankfold", "train", str(recipe), "--out", str(folder), "--threads", "1"]
-        return [*line, *options]
+    def training(name, *options):
+        return started(["train", str(recipe), "--out", name, "--threads", "1", *options], tmp_path)
 
-    def done(folder, *options):
-        subprocess.run(command(folder, *options), capture_output=True, check=True, timeout=RUN_LIMIT_S)
+    def finish(name, *options):
+        with training(name, *options) as child:
+            assert child.wait() == 0, child.said("err")
 
-    done(tmp_path / "whole")
+    finish("whole")
     rng = random.Random(KILL_SEED)
-    kills = 0
+    path = tmp_path / "cut" / CHECKPOINT
     for _ in range(moments):
-        child = subprocess.Popen(
-            command(tmp_path / "cut", "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until = time.monotonic() + RUN_LIMIT_S
-        path = tmp_path / "cut" / CHECKPOINT
         before = path.stat().st_mtime_ns if path.exists() else 0
-        while not (path.exists() and path.stat().st_mtime_ns > before) and child.poll() is None:
-            assert time.monotonic() < until, "no checkpoint within the limit"
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
+        with training("cut", "--resume") as child:
+            child.wait_for(lambda before=before: path.exists() and path.stat().st_mtime_ns > before)
+            time.sleep(rng.uniform(0, 0.3))
+            assert child.stop(signal.SIGKILL) == -signal.SIGKILL
         checkpoint.load(path)  # whole, whenever it was killed
-    done(tmp_path / "cut", "--resume")
-    assert kills == moments
+    finish("cut", "--resume")
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 

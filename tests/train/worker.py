@@ -1,4 +1,4 @@
-"""What a user's own script does under torchrun: test_processes.py starts it, and does the last step again alone.
+"""What a user's script does in one of several processes: test_processes.py starts them, and does the last step again.
 
 Every process has other images. Before the last step, a proximal one, the first process writes a checkpoint; after it
 each writes its weights; then the last process is killed, and the others go on without it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,9 +50,8 @@ def aware(model: nn.Module, optimizer: torch.optim.SGD) -> CompressionAware:
     return CompressionAware(model, optimizer, low_rank=0.05, group=0.05, every=STEPS)
 
 
-def main(folder: Path) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which may come before the news that one is lost
-    dist.init_process_group("gloo")
+def main(folder: Path, rank: int, count: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     torch.set_num_threads(1)
     model, optimizer = made()
     shared = DistributedDataParallel(model)
@@ -79,4 +77,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*globals()["GIVEN"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from functools import cache
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,9 @@ def _drawn(character: str, font_file: str) -> Image.Image:
 
 
 def _font_path(font_file: str) -> Path:
-    return Path(str(files("matplotlib") / "mpl-data" / "fonts" / "ttf" / font_file))
+    found = find_spec("matplotlib")  # not imported, which takes a while
+    assert found is not None, "the extra `train` brings it along"
+    return Path(found.origin or "").with_name("mpl-data") / "fonts" / "ttf" / font_file
 
 
 def _degraded(canvas: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
