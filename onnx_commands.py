@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .records import ModelScore
 
 Split = Literal["validation", "test"]
+Method = Literal["auto", "minmax", "percentile-99.999", "percentile-99.99", "percentile-99.9", "entropy"]
 FOLD_EXAMPLES = (
     "Examples:  [bold]rankfold fold detector.onnx -o small.onnx --shape images:1x3x640x640[/]   "
     "[bold]rankfold fold bert.onnx -o small.onnx --shape input_ids:1x64 --target-ort 1.17 --tile 16[/]"
@@ -102,7 +103,10 @@ def quantize(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The int8 file; its records lie beside it.")],
     data: Annotated[Path, typer.Option("--data", help="Calibration: an npz file or images; no labels.")],
-    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 256,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data; half of them judge.")
+    ] = 256,
+    method: Annotated[Method, typer.Option(help="How ranges are set; auto: the one that damages least.")] = "auto",
     device: DeviceOption = "host",
     tile: TileOption = "auto",
     target_ort: TargetOption = None,
@@ -119,15 +123,16 @@ def quantize(
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
     from .onnx_stages import quantize_file
-    from .terminal import damage_text
+    from .terminal import damage_text, quantized_text
 
     how = preprocess(mean, std, size, crop, colors, layout)
-    parity = quantize_file(
+    plan, parity = quantize_file(
         source,
         output,
         data=data,
         most=samples,
         how=how,
+        method=None if method == "auto" else method,
         device=device,
         tile=tile,
         target_ort=target_ort,
@@ -136,6 +141,7 @@ def quantize(
         limit_s=limit_s,
         memory_bytes=memory_bytes(memory_gb),
     )
+    print(quantized_text(plan))
     print(f"{output}: {megabytes(source)} → {megabytes(output)}{damage_text(parity.damage)}")
     print("whether it is faster only `rankfold bench` can say")
 

@@ -304,6 +304,7 @@ def quantize_file(
     data: Path,
     most: int,
     how: Preprocess,
+    method: str | None = None,
     device: str = "host",
     tile: str = "auto",
     target_ort: str | None = None,
@@ -311,31 +312,36 @@ def quantize_file(
     inputs: Path | None = None,
     limit_s: float,
     memory_bytes: int | None = None,
-) -> Parity:
+) -> tuple[Plan, Parity]:
     """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing."""
+    from .export.quantize import Int8, needs_reduced_range, quantize_into
+
     require_writable(output)
     facts = probe_device(device)[0]
     tiles, runtime = _for_device(facts, device, tile, target_ort)
+    int8 = Int8(needs_reduced_range(facts.isa), method)
 
     def work(folder: Path) -> list[str]:
-        from .export.quantize import needs_reduced_range, quantize_into
         from .runtime.inputs import given
 
-        return quantize_into(
-            folder,
-            source,
-            output.name,
-            data=data,
-            most=most,
-            how=how,
-            reduce_range=needs_reduced_range(facts.isa),
-            tile=tiles,
-            target_ort=runtime,
-            given=given(shapes, inputs),
-        )
+        with bars(stderr) as new_bar:
+            return quantize_into(
+                folder,
+                source,
+                output.name,
+                data=data,
+                most=most,
+                how=how,
+                int8=int8,
+                tile=tiles,
+                target_ort=runtime,
+                given=given(shapes, inputs),
+                report=progress(new_bar),
+            )
 
-    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
-        return Parity.read(folder / names[0])
+    with stderr_for_child() as stderr, _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
+        parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
+    return plan, parity
 
 
 def package_file(

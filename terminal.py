@@ -150,6 +150,18 @@ def damage_text(damage: Damage | None) -> str:
     return f"{text} on {damage.n} calibration inputs"
 
 
+def quantized_text(plan: Plan) -> str:
+    """How a file was quantised, in one line."""
+    how = plan.quantized
+    assert how is not None, "the plan of an int8 file"
+    tried = ", ".join(f"{one.method} {one.error:.2%}" for one in how.tried)
+    judged = "as many others" if how.held_apart else "the same ones: too few to hold some apart"
+    return (
+        f"ranges by {how.method}, weights of {how.weight_bits} bits; output error by {tried} "
+        f"(ranges from {how.n_ranges} inputs, judged on {judged})"
+    )
+
+
 def print_frontier(points: Sequence[FrontierPoint]) -> None:
     """Cost against the damage that is predicted, from dense downwards."""
     table = Table("kept", "MACs or weights", "factorised layers", "predicted damage", box=None, pad_edge=False)

@@ -58,8 +58,10 @@ from .plans import (
     ParityCheck,
     Plan,
     PlanTiming,
+    Quantized,
     RuleCurve,
     RulePoint,
+    TriedRanges,
     Tuned,
 )
 from .results import (
@@ -166,6 +168,7 @@ __all__ = [
     "PlannedStart",
     "Positive",
     "Promise",
+    "Quantized",
     "Recipe",
     "Record",
     "RegularizerSpec",
@@ -184,6 +187,7 @@ __all__ = [
     "TargetReached",
     "TrainRecord",
     "TrainedRow",
+    "TriedRanges",
     "Tuned",
     "TuningRow",
     "Variant",

@@ -95,9 +95,29 @@ class PlanTiming(Part):
     drop: Drop | None = None
 
 
+class TriedRanges(Part):
+    """One way to set int8 ranges, and the outputs' squared error over their variance with it."""
+
+    method: str
+    error: float
+
+
+class Quantized(Part):
+    """How a file became int8: the method that gave the ranges, from `n_ranges` inputs, and those tried.
+
+    They were judged on as many other inputs where `held_apart`, else on the same.
+    """
+
+    method: str
+    weight_bits: Literal[7, 8]
+    n_ranges: int
+    held_apart: bool
+    tried: list[TriedRanges] = Field(min_length=1)
+
+
 class Plan(Record):
     """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version; `timing` and its
-    `cost` may be missing.
+    `cost`, and `quantized`, may be missing.
     """
 
     source_sha256: Sha256 | None = None
@@ -105,6 +125,7 @@ class Plan(Record):
     groups: dict[str, GroupDecision] = Field(default_factory=dict)
     layers: dict[str, LayerDecision] = Field(default_factory=dict)
     timing: PlanTiming | None = None
+    quantized: Quantized | None = None
 
 
 class FrontierPoint(Part):

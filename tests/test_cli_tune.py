@@ -13,8 +13,7 @@ import onnx
 import pytest
 
 from rankfold.export.parity import run
-from rankfold.export.quantize import needs_reduced_range
-from rankfold.records import Parity, Tuned
+from rankfold.records import Parity, Plan, Tuned
 
 from .export.nets import Net
 from .making import RANKFOLD, environment, rankfold
@@ -87,6 +86,10 @@ def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, cal
     out = tmp_path / "int8.onnx"
     done = rankfold(models, *shlex.split("quantize net.onnx --data data.npz --samples 64 -o"), str(out))
     assert done.returncode == 0, done.stderr
+    how = Plan.read(tmp_path / "int8.plan.json").quantized
+    assert how is not None
+    assert f"ranges by {how.method}, weights of {how.weight_bits} bits" in done.stdout
+    assert "(ranges from 32 inputs, judged on as many others)" in done.stdout
     assert "same top class" in done.stdout
     assert "rankfold bench" in done.stdout
     damage = Parity.read(tmp_path / "int8.parity.json").damage
@@ -98,14 +101,6 @@ def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, cal
     code, _, said = call(f"quantize {out} --data {models / 'data.npz'} -o {tmp_path / 'twice.onnx'}")
     assert code == 2
     assert "the model is quantised already; give the float model" in said
-
-
-@pytest.mark.parametrize(
-    ("isa", "narrow"),
-    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx512f", "avx512_vnni"], False), (["asimddp"], False)],
-)
-def test_seven_bits_where_products_are_added_in_sixteen(isa, narrow):
-    assert needs_reduced_range(isa) is narrow
 
 
 @pytest.mark.parametrize(
