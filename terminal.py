@@ -154,10 +154,11 @@ def quantized_text(plan: Plan) -> str:
     """How a file was quantised, in one line."""
     how = plan.quantized
     assert how is not None, "the plan of an int8 file"
-    tried = ", ".join(f"{one.method} {one.error:.2%}" for one in how.tried)
+    tried = ", ".join(f"{one.method}{', equalised' * one.equalized} {one.error:.2%}" for one in how.tried)
     judged = "as many others" if how.held_apart else "the same ones: too few to hold some apart"
+    pairs = f", {len(how.equalized)} pairs of layers equalised" if how.equalized else ""
     return (
-        f"ranges by {how.method}, weights of {how.weight_bits} bits; output error by {tried} "
+        f"ranges by {how.method}{pairs}, weights of {how.weight_bits} bits; output error by {tried} "
         f"(ranges from {how.n_ranges} inputs, judged on {judged})"
     )
 

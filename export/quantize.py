@@ -8,12 +8,14 @@ least. CPUs with AVX2 or AVX-512 but without VNNI add products in 16 bits, which
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ..errors import InputError
@@ -28,6 +30,7 @@ from .judge import LEAST
 from .layers import layers_of
 from .opsets import target as runtime_named
 from .parity import lossy_check, require
+from .passes.equalize import equalize, pairs_of
 from .passes.fold_channels import fold_channels
 from .ranges import METHODS, Ranges, tool_errors
 from .reporting import Report, silent
@@ -91,7 +94,7 @@ def quantize_into(
         case.exact(model, "fold dead channels")
         samples = load(data, ir.to_proto(model), how)
         samples = replace(samples, count=min(samples.count, most))
-        small, record, damage = quantized(model, samples, int8, folder, report)
+        small, record, damage = quantized(model, samples, int8, folder, case.exact, report)
         plan = dense_plan(model, sha256_of(source), tile, groups, dense_macs, int8.reason)
         plan = plan.model_copy(update={"quantized": record})
         content = case.content(small)
@@ -100,11 +103,17 @@ def quantize_into(
 
 
 def quantized(
-    model: ir.Model, samples: Samples, int8: Int8, folder: Path, report: Report = silent
+    model: ir.Model,
+    samples: Samples,
+    int8: Int8,
+    folder: Path,
+    exact: Callable[[ir.Model, str], None],
+    report: Report = silent,
 ) -> tuple[ir.Model, Quantized, Damage]:
     """A folded float model as int8, how that was done, and what it did to the outputs.
 
-    Half of the inputs give the ranges, the other half judges, where there are enough; else all do both.
+    Half of the inputs give the ranges, the other half judges, where there are enough; else all do both. `exact(model,
+    what)` raises where a float model does not do the same as the one given.
     """
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph):
         raise InputError("the model is quantised already; give the float model")
@@ -114,24 +123,58 @@ def quantized(
     samples = Walk(original, samples).samples  # in whole batches
     are_apart = samples.count >= 2 * LEAST
     seen, judged_on = (every(samples, 2, 0), every(samples, 2, 1)) if are_apart else (samples, samples)
+    tried: list[_Attempt] = []
+
+    def attempt(proto: onnx.ModelProto, ranges: Ranges, method: str, equalized: Sequence[str] = ()) -> None:
+        small = with_ranges(proto, ranges.by(method), int8)
+        tried.append(_Attempt(small, method, equalized, damage_of(original, small, judged_on, judged_on.count)))
+
     ranges = Ranges(original, seen, OPERATORS, folder, report)
     methods = METHODS if int8.method is None else (int8.method,)
-    tried: dict[str, tuple[onnx.ModelProto, Damage]] = {}
     for number, method in enumerate(methods):
         report("trying ranges", number, len(methods))
-        small = with_ranges(original, ranges.by(method), int8)
-        tried[method] = small, damage_of(original, small, judged_on, judged_on.count)
+        attempt(original, ranges, method)
     report("trying ranges", len(methods), len(methods))
-    best = min(tried, key=lambda method: tried[method][1].error)
+    even, pairs = _equalized(original, seen)
+    if pairs:
+        exact(even, "equalise scales")
+        proto = ir.to_proto(even)
+        attempt(proto, Ranges(proto, seen, OPERATORS, folder, report), min(tried, key=_harm).method, pairs)
+    best = min(tried, key=_harm)
     record = Quantized(
-        method=best,
+        method=best.method,
+        equalized=list(best.equalized),
         weight_bits=7 if int8.reduce_range else 8,
         n_ranges=seen.count,
         held_apart=are_apart,
-        tried=[TriedRanges(method=method, error=damage.error) for method, (_, damage) in tried.items()],
+        tried=[TriedRanges(method=one.method, equalized=bool(one.equalized), error=_harm(one)) for one in tried],
     )
-    small, damage = tried[best]
-    return ir.from_proto(small), record, damage
+    return ir.from_proto(best.small), record, best.damage
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    small: onnx.ModelProto
+    method: str
+    equalized: Sequence[str]
+    damage: Damage
+
+
+def _harm(attempt: _Attempt) -> float:
+    return attempt.damage.error
+
+
+def _equalized(original: onnx.ModelProto, seen: Samples) -> tuple[ir.Model, list[str]]:
+    """The model with the scales shared out between layers in a row, and the first layer of each two."""
+    model = ir.from_proto(original)
+    pairs = pairs_of(model)
+    largest: dict[str, NDArray] = {}
+    for values in Walk(original, seen).peek([pair.between for pair in pairs]) if pairs else ():
+        for pair, value in zip(pairs, values, strict=True):
+            found = np.abs(np.moveaxis(value, pair.axis, 0)).reshape(value.shape[pair.axis], -1).max(axis=1)
+            largest[pair.between] = np.maximum(largest.get(pair.between, found), found)
+    equalize(pairs, largest)
+    return model, [pair.first.name for pair in pairs]
 
 
 def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Sequence[str] = ()) -> onnx.ModelProto:

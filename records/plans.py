@@ -99,16 +99,19 @@ class TriedRanges(Part):
     """One way to set int8 ranges, and the outputs' squared error over their variance with it."""
 
     method: str
+    equalized: bool = False
     error: float
 
 
 class Quantized(Part):
     """How a file became int8: the method that gave the ranges, from `n_ranges` inputs, and those tried.
 
-    They were judged on as many other inputs where `held_apart`, else on the same.
+    They were judged on as many other inputs where `held_apart`, else on the same. `equalized` are layers that share
+    their scales with the next one.
     """
 
     method: str
+    equalized: list[str] = Field(default_factory=list)
     weight_bits: Literal[7, 8]
     n_ranges: int
     held_apart: bool
