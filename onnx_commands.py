@@ -23,7 +23,9 @@ from .options import (
     SizeOption,
     Source,
     StdOption,
+    TableOption,
     TargetOption,
+    ThreadsOption,
     TileOption,
     megabytes,
     memory_bytes,
@@ -52,7 +54,8 @@ EVALUATE_EXAMPLES = (
 
 QUANTIZE_EXAMPLES = (
     "Examples:  [bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --mean 0.485,0.456,0.406 "
-    "--std 0.229,0.224,0.225[/]"
+    "--std 0.229,0.224,0.225[/]   "
+    "[bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --timed --damage 0.01 --keep fc[/]"
 )
 PACKAGE_EXAMPLES = (
     "Examples:  [bold]rankfold package small.onnx -o board/[/]   "
@@ -107,6 +110,15 @@ def quantize(
         int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data; half of them judge.")
     ] = 256,
     method: Annotated[Method, typer.Option(help="How ranges are set; auto: the one that damages least.")] = "auto",
+    keep: Annotated[list[str] | None, typer.Option(help="A layer to leave float; repeat for more.")] = None,
+    damage: Annotated[
+        float | None, typer.Option(help="Leave so many layers float that the outputs' error is at most this.")
+    ] = None,
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Time each layer on --device, and leave float what is faster so.")
+    ] = False,
+    threads: ThreadsOption = 1,
+    table: TableOption = None,
     device: DeviceOption = "host",
     tile: TileOption = "auto",
     target_ort: TargetOption = None,
@@ -123,7 +135,7 @@ def quantize(
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
     from .onnx_stages import quantize_file
-    from .terminal import damage_text, quantized_text
+    from .terminal import damage_text, print_quantized
 
     how = preprocess(mean, std, size, crop, colors, layout)
     plan, parity = quantize_file(
@@ -133,6 +145,11 @@ def quantize(
         most=samples,
         how=how,
         method=None if method == "auto" else method,
+        keep=keep or (),
+        damage=damage,
+        timed=timed,
+        threads=threads,
+        table=table,
         device=device,
         tile=tile,
         target_ort=target_ort,
@@ -141,9 +158,12 @@ def quantize(
         limit_s=limit_s,
         memory_bytes=memory_bytes(memory_gb),
     )
-    print(quantized_text(plan))
+    print_quantized(plan)
     print(f"{output}: {megabytes(source)} → {megabytes(output)}{damage_text(parity.damage)}")
-    print("whether it is faster only `rankfold bench` can say")
+    if timed:
+        print("shares of whole files timed side by side; `rankfold bench` says it with an interval")
+    else:
+        print("whether it is faster only `rankfold bench` can say")
 
 
 def package(

@@ -305,6 +305,11 @@ def quantize_file(
     most: int,
     how: Preprocess,
     method: str | None = None,
+    keep: Sequence[str] = (),
+    damage: float | None = None,
+    timed: bool = False,
+    threads: int = 1,
+    table: Path | None = None,
     device: str = "host",
     tile: str = "auto",
     target_ort: str | None = None,
@@ -313,18 +318,29 @@ def quantize_file(
     limit_s: float,
     memory_bytes: int | None = None,
 ) -> tuple[Plan, Parity]:
-    """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing."""
-    from .export.quantize import Int8, needs_reduced_range, quantize_into
+    """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing.
 
+    Layers of `keep` stay float; `timed`, those that are faster so there; and so many that the outputs' error is at
+    most `damage`.
+    """
     require_writable(output)
     facts = probe_device(device)[0]
     tiles, runtime = _for_device(facts, device, tile, target_ort)
-    int8 = Int8(needs_reduced_range(facts.isa), method)
 
     def work(folder: Path) -> list[str]:
-        from .runtime.inputs import given
+        from .devices import card
+        from .export.quantize import Int8, needs_reduced_range, quantize_into
+        from .runtime.inputs import given, parse_shapes
+        from .runtime.latency import stopwatch
+        from .runtime.turns import Options
 
-        with bars(stderr) as new_bar:
+        options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
+        with bars(stderr) as new_bar, ExitStack() as stack:
+            watch = None
+            if timed:
+                transport = stack.enter_context(reserved_device(card.find(device), new_bar))
+                watch = stopwatch(transport, facts, options, table)
+            int8 = Int8(needs_reduced_range(facts.isa), method, keep, damage, watch, device)
             return quantize_into(
                 folder,
                 source,

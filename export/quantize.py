@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,18 @@ from ..errors import InputError
 from ..files import sha256_of
 from ..records import Damage, Parity, Quantized, TriedRanges
 from ..runtime.inputs import Given
+from ..runtime.latency import Stopwatch
 from .calibration import Preprocess, Samples, every, load
 from .damage import damage_of
 from .fold import dense_plan, finished, naming, opened, written
 from .graphs import is_large
 from .judge import LEAST
-from .layers import layers_of
+from .layers import layers_of, require_known
 from .opsets import target as runtime_named
 from .parity import lossy_check, require
 from .passes.equalize import equalize, pairs_of
 from .passes.fold_channels import fold_channels
+from .precision import Make, by_damage, by_time
 from .ranges import METHODS, Ranges, tool_errors
 from .reporting import Report, silent
 from .walk import Walk
@@ -52,12 +55,22 @@ def needs_reduced_range(isa: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Int8:
-    """How to quantise: 7 or 8 bits of weights, by one of `ranges.METHODS` (None: the one of least damage)."""
+    """How to quantise: 7 or 8 bits of weights, by one of `ranges.METHODS` (None: the one of least damage).
+
+    Float stay the layers of `keep`; with a `watch`, on a device of that name, those that are faster so; and so many
+    that the outputs' error is at most `damage`.
+    """
 
     reduce_range: bool
     method: str | None = None
+    keep: Sequence[str] = ()
+    damage: float | None = None
+    watch: Stopwatch | None = None
+    device: str = "host"
 
     def __post_init__(self) -> None:
+        if self.damage is not None and not 0 < self.damage < 1:
+            raise InputError(f"--damage {self.damage}: expected a share of the outputs' variance between 0 and 1")
         if self.method is not None and self.method not in METHODS:
             raise InputError(f"--method {self.method}: expected one of {', '.join(METHODS)}")
 
@@ -94,9 +107,13 @@ def quantize_into(
         case.exact(model, "fold dead channels")
         samples = load(data, ir.to_proto(model), how)
         samples = replace(samples, count=min(samples.count, most))
-        small, record, damage = quantized(model, samples, int8, folder, case.exact, report)
+        small, record, damage, floats = quantized(model, samples, int8, folder, case.exact, report)
         plan = dense_plan(model, sha256_of(source), tile, groups, dense_macs, int8.reason)
-        plan = plan.model_copy(update={"quantized": record})
+        layers = {
+            name: layer.model_copy(update={"reason": floats.get(name, layer.reason)})
+            for name, layer in plan.layers.items()
+        }
+        plan = plan.model_copy(update={"quantized": record, "layers": layers})
         content = case.content(small)
         checks = [*case.checks, *(require(lossy_check(truth, content, "quantise")) for truth in case.originals)]
     return written(folder, name, small, plan, Parity(checks=checks, damage=damage))
@@ -109,8 +126,8 @@ def quantized(
     folder: Path,
     exact: Callable[[ir.Model, str], None],
     report: Report = silent,
-) -> tuple[ir.Model, Quantized, Damage]:
-    """A folded float model as int8, how that was done, and what it did to the outputs.
+) -> tuple[ir.Model, Quantized, Damage, dict[str, str]]:
+    """A folded float model as int8, how that was done, what it did to the outputs, and why layers stayed float.
 
     Half of the inputs give the ranges, the other half judges, where there are enough; else all do both. `exact(model,
     what)` raises where a float model does not do the same as the one given.
@@ -119,42 +136,59 @@ def quantized(
         raise InputError("the model is quantised already; give the float model")
     if is_large(model):
         raise InputError("the model is larger than 2 GB; quantize takes models that fit one ONNX file")
+    layers = {layer.name: layer for layer in layers_of(model)}
+    require_known(int8.keep, layers)
     original = ir.to_proto(_per_channel(model))
     samples = Walk(original, samples).samples  # in whole batches
     are_apart = samples.count >= 2 * LEAST
     seen, judged_on = (every(samples, 2, 0), every(samples, 2, 1)) if are_apart else (samples, samples)
-    tried: list[_Attempt] = []
 
-    def attempt(proto: onnx.ModelProto, ranges: Ranges, method: str, equalized: Sequence[str] = ()) -> None:
-        small = with_ranges(proto, ranges.by(method), int8)
-        tried.append(_Attempt(small, method, equalized, damage_of(original, small, judged_on, judged_on.count)))
+    def judged(small: onnx.ModelProto) -> Damage:
+        return damage_of(original, small, judged_on, judged_on.count)
+
+    def attempt(proto: onnx.ModelProto, ranges: Ranges, method: str, equalized: Sequence[str] = ()) -> _Attempt:
+        make = partial(with_ranges, proto, ranges.by(method), int8)
+        return _Attempt(make, method, equalized, judged(make(int8.keep)))
 
     ranges = Ranges(original, seen, OPERATORS, folder, report)
     methods = METHODS if int8.method is None else (int8.method,)
+    tried: list[_Attempt] = []
     for number, method in enumerate(methods):
         report("trying ranges", number, len(methods))
-        attempt(original, ranges, method)
+        tried.append(attempt(original, ranges, method))
     report("trying ranges", len(methods), len(methods))
     even, pairs = _equalized(original, seen)
     if pairs:
         exact(even, "equalise scales")
         proto = ir.to_proto(even)
-        attempt(proto, Ranges(proto, seen, OPERATORS, folder, report), min(tried, key=_harm).method, pairs)
+        tried.append(
+            attempt(proto, Ranges(proto, seen, OPERATORS, folder, report), min(tried, key=_harm).method, pairs)
+        )
     best = min(tried, key=_harm)
+    floats, timing = dict.fromkeys(int8.keep, "float: kept by name"), None
+    if int8.watch is not None:
+        slower, timing = by_time(model, best.make, int8.keep, int8.watch, int8.device, report)
+        floats |= slower
+    if int8.damage is not None:
+        costs = {name: float(layer.macs or 1) for name, layer in layers.items() if name not in floats}
+        floats |= by_damage(lambda kept: judged(best.make(kept)).error, costs, list(floats), int8.damage, report)
     record = Quantized(
         method=best.method,
         equalized=list(best.equalized),
+        floats=list(floats),
         weight_bits=7 if int8.reduce_range else 8,
         n_ranges=seen.count,
         held_apart=are_apart,
         tried=[TriedRanges(method=one.method, equalized=bool(one.equalized), error=_harm(one)) for one in tried],
+        timing=timing,
     )
-    return ir.from_proto(best.small), record, best.damage
+    small = best.make(list(floats))
+    return ir.from_proto(small), record, judged(small), floats
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    small: onnx.ModelProto
+    make: Make
     method: str
     equalized: Sequence[str]
     damage: Damage
@@ -177,7 +211,7 @@ def _equalized(original: onnx.ModelProto, seen: Samples) -> tuple[ir.Model, list
     return model, [pair.first.name for pair in pairs]
 
 
-def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Sequence[str] = ()) -> onnx.ModelProto:
+def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Collection[str]) -> onnx.ModelProto:
     """The model with quantised layers but those of `keep`. Raises InputError where there is none."""
     from onnxruntime.quantization import QDQQuantizer, QuantType
 
