@@ -134,7 +134,7 @@ def quantize(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
-    from .onnx_stages import quantize_file
+    from .quantize_stages import quantize_file
     from .terminal import damage_text, print_quantized
 
     how = preprocess(mean, std, size, crop, colors, layout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..files import sha256_of
 from ..records import Damage, Parity, Quantized, TriedRanges
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch
-from .calibration import Preprocess, Samples, every, load
+from .calibration import Samples, every
 from .damage import damage_of
 from .fold import dense_plan, finished, naming, opened, written
 from .graphs import is_large
@@ -46,6 +46,11 @@ OPERATORS = (*LAYERS, "Relu", "Clip", "Add")
 _NARROW = ("avx2", "avx512f")  # multiply-add pairs of 8-bit products into saturating 16 bits
 _WIDE = ("avx_vnni", "avx512_vnni", "amx_int8")
 _LEAST_OPSET = 13  # of DequantizeLinear by channels
+
+
+def int8_name(name: str) -> str:
+    """`small.onnx` → `small.int8.onnx`."""
+    return f"{name.removesuffix('.onnx')}.int8.onnx"
 
 
 def needs_reduced_range(isa: Collection[str]) -> bool:
@@ -85,16 +90,15 @@ def quantize_into(
     source: Path,
     name: str,
     *,
-    data: Path,
-    most: int,
-    how: Preprocess,
+    samples_for: Callable[[onnx.ModelProto], Samples],
     int8: Int8,
     tile: int = 1,
     target_ort: str | None = None,
     given: Given | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Fold and quantise; the model and its records in a scratch folder, the model's name last.
+    """Fold and quantise; the model and its records in a scratch folder, the model's name last. `samples_for` the float
+    model are its calibration inputs.
 
     Raises InputError for models and data that cannot be used, and for models that are quantised already.
     """
@@ -105,8 +109,7 @@ def quantize_into(
         groups = fold_channels(model, tile)
         model = finished(model, wanted)
         case.exact(model, "fold dead channels")
-        samples = load(data, ir.to_proto(model), how)
-        samples = replace(samples, count=min(samples.count, most))
+        samples = samples_for(ir.to_proto(model))
         small, record, damage, floats = quantized(model, samples, int8, folder, case.exact, report)
         plan = dense_plan(model, sha256_of(source), tile, groups, dense_macs, int8.reason)
         layers = {
