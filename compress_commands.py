@@ -94,8 +94,8 @@ def compress(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
+    from .compress_stages import compress_file
     from .export.compress import AUTO_FORMS, Wish
-    from .onnx_stages import compress_file
     from .records import Plan
     from .terminal import damage_text, print_curves, print_frontier, print_plan
 
@@ -162,9 +162,9 @@ def latency_table(
     memory_gb: MemoryOption = None,
 ) -> None:
     """How long the layers of an ONNX file take on a device, in every way to write them."""
+    from .compress_stages import layer_times
     from .export.compress import AUTO_FORMS
     from .files import require_writable
-    from .onnx_stages import layer_times
     from .records import LayerTable
     from .terminal import print_layer_times
 

@@ -36,7 +36,7 @@ def explain(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Where the time went that the MACs promised to save: a cause a bar, each measured on the file without it."""
-    from .onnx_stages import explain_files, make_changes
+    from .compress_stages import explain_files, make_changes
     from .terminal import plain, print_explanation
 
     bounds = {"limit_s": limit_s, "memory_bytes": memory_bytes(memory_gb)}

@@ -23,7 +23,9 @@ from .options import (
     SizeOption,
     Source,
     StdOption,
+    TableOption,
     TargetOption,
+    ThreadsOption,
     TileOption,
     megabytes,
     memory_bytes,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .records import ModelScore
 
 Split = Literal["validation", "test"]
+Method = Literal["auto", "minmax", "percentile-99.999", "percentile-99.99", "percentile-99.9", "entropy"]
 FOLD_EXAMPLES = (
     "Examples:  [bold]rankfold fold detector.onnx -o small.onnx --shape images:1x3x640x640[/]   "
     "[bold]rankfold fold bert.onnx -o small.onnx --shape input_ids:1x64 --target-ort 1.17 --tile 16[/]"
@@ -51,7 +54,8 @@ EVALUATE_EXAMPLES = (
 
 QUANTIZE_EXAMPLES = (
     "Examples:  [bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --mean 0.485,0.456,0.406 "
-    "--std 0.229,0.224,0.225[/]"
+    "--std 0.229,0.224,0.225[/]   "
+    "[bold]rankfold quantize small.onnx -o small.int8.onnx --data images/ --timed --damage 0.01 --keep fc[/]"
 )
 PACKAGE_EXAMPLES = (
     "Examples:  [bold]rankfold package small.onnx -o board/[/]   "
@@ -102,7 +106,19 @@ def quantize(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The int8 file; its records lie beside it.")],
     data: Annotated[Path, typer.Option("--data", help="Calibration: an npz file or images; no labels.")],
-    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data.")] = 256,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration inputs used, the first ones of --data; half of them judge.")
+    ] = 256,
+    method: Annotated[Method, typer.Option(help="How ranges are set; auto: the one that damages least.")] = "auto",
+    keep: Annotated[list[str] | None, typer.Option(help="A layer to leave float; repeat for more.")] = None,
+    damage: Annotated[
+        float | None, typer.Option(help="Leave so many layers float that the outputs' error is at most this.")
+    ] = None,
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Time each layer on --device, and leave float what is faster so.")
+    ] = False,
+    threads: ThreadsOption = 1,
+    table: TableOption = None,
     device: DeviceOption = "host",
     tile: TileOption = "auto",
     target_ort: TargetOption = None,
@@ -118,16 +134,22 @@ def quantize(
     memory_gb: MemoryOption = None,
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
-    from .onnx_stages import quantize_file
-    from .terminal import damage_text
+    from .quantize_stages import quantize_file
+    from .terminal import damage_text, print_quantized
 
     how = preprocess(mean, std, size, crop, colors, layout)
-    parity = quantize_file(
+    plan, parity = quantize_file(
         source,
         output,
         data=data,
         most=samples,
         how=how,
+        method=None if method == "auto" else method,
+        keep=keep or (),
+        damage=damage,
+        timed=timed,
+        threads=threads,
+        table=table,
         device=device,
         tile=tile,
         target_ort=target_ort,
@@ -136,8 +158,12 @@ def quantize(
         limit_s=limit_s,
         memory_bytes=memory_bytes(memory_gb),
     )
+    print_quantized(plan)
     print(f"{output}: {megabytes(source)} → {megabytes(output)}{damage_text(parity.damage)}")
-    print("whether it is faster only `rankfold bench` can say")
+    if timed:
+        print("shares of whole files timed side by side; `rankfold bench` says it with an interval")
+    else:
+        print("whether it is faster only `rankfold bench` can say")
 
 
 def package(

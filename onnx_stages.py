@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .files import making_folder, replacing_all, require_writable, sha256_of, write_bytes
-from .records import (
-    Compressed,
-    Cost,
-    CostKind,
-    Explanation,
-    Facts,
-    LayerTime,
-    ModelScore,
-    Package,
-    Parity,
-    Plan,
-    Tuned,
-)
+from .guarded import for_device, moved_up
+from .records import Cost, ModelScore, Package, Parity, Plan, Tuned
 from .stages import named, probe_device, reserved_device
 from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
-    from .export.compress import Wish
     from .train.tune import Settings
-
-
-_AROUND_S = 600.0  # to open files, beside the time there is to measure
 
 
 def fold_file(
@@ -56,7 +37,7 @@ def fold_file(
     The device's runtime decides opset and IR version unless `target_ort` does.
     """
     require_writable(output)
-    tiles, runtime = _for_device(probe_device(device)[0], device, tile, target_ort)
+    tiles, runtime = for_device(probe_device(device)[0], device, tile, target_ort)
     return fold_guarded(
         source,
         output,
@@ -91,251 +72,9 @@ def fold_guarded(
         fold_into(folder, names, source, output.name, tile=tile, target_ort=target_ort, given=said)
         return names
 
-    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
+    with moved_up(output, work, limit_s, memory_bytes) as (folder, names):
         parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
     return plan, parity
-
-
-def compress_file(
-    source: Path,
-    output: Path,
-    wish: Wish,
-    *,
-    data: Path | None = None,
-    most: int,
-    how: Preprocess,
-    plan_only: bool = False,
-    frontier: bool = False,
-    device: str = "host",
-    cost: CostKind = "time",
-    threads: int = 1,
-    table: Path | None = None,
-    tile: str = "auto",
-    target_ort: str | None = None,
-    shapes: Sequence[str] = (),
-    inputs: Path | None = None,
-    limit_s: float,
-    memory_bytes: int | None = None,
-) -> Compressed:
-    """Compress a file for a device: `output`, .plan.json and .parity.json beside it, or nothing; see `fold_file`.
-
-    `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
-    """
-    require_writable(output)
-    facts = probe_device(device)[0]
-    tiles, runtime = _for_device(facts, device, tile, target_ort)
-
-    def work(folder: Path) -> list[str]:
-        from .devices import card
-        from .export import compress
-        from .runtime.inputs import given, parse_shapes
-        from .runtime.latency import stopwatch
-        from .runtime.turns import Options
-
-        options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
-
-        with bars(stderr) as new_bar, ExitStack() as stack:
-            watch = None
-            if wish.time is not None:
-                transport = stack.enter_context(reserved_device(card.find(device), new_bar))
-                watch = stopwatch(transport, facts, options, table, cost)
-            job = compress.Job(
-                replace(wish, tile=tiles),
-                data=data,
-                most=most,
-                how=how,
-                plan_only=plan_only,
-                frontier=frontier,
-                target_ort=runtime,
-                given=given(shapes, inputs),
-                report=progress(new_bar),
-                watch=watch,
-                device=device,
-            )
-            return job.into(folder, source, output.name)
-
-    with stderr_for_child() as stderr, _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
-        done = Compressed.read(folder / names.pop(0))
-    return done
-
-
-def layer_times(
-    source: Path,
-    *,
-    forms: Sequence[str],
-    fill: bool,
-    device: str = "host",
-    threads: int = 1,
-    table: Path | None = None,
-    tile: str = "auto",
-    shapes: Sequence[str] = (),
-    inputs: Path | None = None,
-    limit_s: float,
-    memory_bytes: int | None = None,
-) -> list[LayerTime]:
-    """What the latency table says of a file's layers; with `fill` what it lacks is timed first."""
-    from .export.guard import guarded
-
-    facts = probe_device(device)[0]
-    tiles = _for_device(facts, device, tile, None)[0]
-
-    def work() -> str:
-        from .devices import card
-        from .devices.reach import transport_of
-        from .export.timing import times_of_file
-        from .runtime.inputs import given
-        from .runtime.latency import stopwatch, table_path
-        from .runtime.turns import Options
-
-        path = table or table_path()
-        if not fill and not path.exists():
-            raise InputError(f"no latency table at {path}; fill it first: rankfold latency-table fill {source}")
-        there = card.find(device)
-        with (
-            bars(stderr) as new_bar,
-            reserved_device(there, new_bar) if fill else nullcontext(transport_of(there)) as transport,
-        ):
-            watch = stopwatch(transport, facts, Options(threads=threads), path)
-            said = given(shapes, inputs)
-            found = times_of_file(source, said, forms, tiles, watch, fill=fill, report=progress(new_bar))
-        return json.dumps([row.model_dump() for row in found])
-
-    with stderr_for_child() as stderr:
-        answer = guarded(work, memory_bytes=memory_bytes, limit_s=limit_s)
-    return [LayerTime.model_validate(row) for row in json.loads(answer)]
-
-
-def explain_files(
-    first: Path,
-    second: Path,
-    output: Path,
-    *,
-    device: str = "host",
-    threads: int = 1,
-    time_s: float,
-    tile: str = "auto",
-    limit_s: float,
-    memory_bytes: int | None = None,
-) -> Explanation:
-    """Measure why the second file is as fast as it is beside the first, and write the record."""
-    from .export.guard import guarded
-
-    require_writable(output)
-    facts = _on_tile(probe_device(device)[0], tile)
-    given = {"--device": device if device != "host" else None, "--tile": tile if tile != "auto" else None}
-    options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
-
-    def work() -> str:
-        from .devices import card
-        from .export.explain import explain
-        from .runtime.latency import stopwatch
-        from .runtime.turns import Options
-
-        with (
-            TemporaryDirectory(prefix="rankfold-") as folder,
-            bars(stderr) as new_bar,
-            reserved_device(card.find(device), new_bar) as transport,
-        ):
-            watch = stopwatch(transport, facts, Options(threads=threads), Path(folder) / "table.sqlite")
-            told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
-            return explain(first, second, watch, **told).model_dump_json()
-
-    with stderr_for_child() as stderr:
-        answer = guarded(work, memory_bytes=memory_bytes, limit_s=max(limit_s, 2 * time_s + _AROUND_S))
-    found = Explanation.model_validate_json(answer)
-    found.write(output)
-    return found
-
-
-def make_changes(
-    first: Path,
-    second: Path,
-    output: Path,
-    names: Sequence[str],
-    *,
-    device: str = "host",
-    tile: str = "auto",
-    limit_s: float,
-    memory_bytes: int | None = None,
-) -> dict[str, float | None]:
-    """Write the second file with changes that `explain` found, its .parity.json beside it; the error of each change."""
-    require_writable(output)
-    tiles = _on_tile(probe_device(device)[0], tile).tile
-    errors: dict[str, float | None] = {}
-
-    def work(folder: Path) -> list[str]:
-        from .export.explain import make_into
-
-        files, made = make_into(folder, first, second, output.name, names, tiles)
-        return [json.dumps(made), *files]
-
-    with _moved_up(output, work, limit_s, memory_bytes) as (_, found):
-        errors.update(json.loads(found.pop(0)))
-    return errors
-
-
-def _on_tile(facts: Facts, tile: str) -> Facts:
-    return facts if tile == "auto" else facts.model_copy(update={"tile": _whole("--tile", tile)})
-
-
-def _for_device(facts: Facts, device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:
-    """The tile, and the runtime that must read the file: what was asked for, or the device's own."""
-    runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
-    return facts.tile if tile == "auto" else _whole("--tile", tile), runtime
-
-
-@contextmanager
-def _moved_up(
-    output: Path, work: Callable[[Path], list[str]], limit_s: float, memory_bytes: int | None
-) -> Iterator[tuple[Path, list[str]]]:
-    """A scratch folder in which `work` has written files, in a child; those still named at the end move up."""
-    from .export.guard import guarded
-
-    names: list[str] = []
-    with replacing_all(output.parent, names) as folder:
-        names += json.loads(guarded(lambda: json.dumps(work(folder)), memory_bytes=memory_bytes, limit_s=limit_s))
-        yield folder, names
-
-
-def quantize_file(
-    source: Path,
-    output: Path,
-    *,
-    data: Path,
-    most: int,
-    how: Preprocess,
-    device: str = "host",
-    tile: str = "auto",
-    target_ort: str | None = None,
-    shapes: Sequence[str] = (),
-    inputs: Path | None = None,
-    limit_s: float,
-    memory_bytes: int | None = None,
-) -> Parity:
-    """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing."""
-    require_writable(output)
-    facts = probe_device(device)[0]
-    tiles, runtime = _for_device(facts, device, tile, target_ort)
-
-    def work(folder: Path) -> list[str]:
-        from .export.quantize import needs_reduced_range, quantize_into
-        from .runtime.inputs import given
-
-        return quantize_into(
-            folder,
-            source,
-            output.name,
-            data=data,
-            most=most,
-            how=how,
-            reduce_range=needs_reduced_range(facts.isa),
-            tile=tiles,
-            target_ort=runtime,
-            given=given(shapes, inputs),
-        )
-
-    with _moved_up(output, work, limit_s, memory_bytes) as (folder, names):
-        return Parity.read(folder / names[0])
 
 
 def package_file(
@@ -547,9 +286,3 @@ def _existing(source: Path) -> Path:
     if not source.is_file():
         raise InputError(f"no model {source}; give an .onnx file, or a run folder that `rankfold export` finished")
     return source
-
-
-def _whole(option: str, text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise InputError(f"{option} {text[:40]!r}: expected auto or a whole number from 1 to 1024")
-    return int(text)

@@ -150,6 +150,24 @@ def damage_text(damage: Damage | None) -> str:
     return f"{text} on {damage.n} calibration inputs"
 
 
+def print_quantized(plan: Plan) -> None:
+    """How a file was quantised: the ranges, the layers that stayed float, and the times where they were measured."""
+    how = plan.quantized
+    assert how is not None, "the plan of an int8 file"
+    tried = ", ".join(f"{one.method}{', equalised' * one.equalized} {one.error:.2%}" for one in how.tried)
+    judged = "as many others" if how.held_apart else "the same ones: too few to hold some apart"
+    pairs = f", {len(how.equalized)} pairs of layers equalised" if how.equalized else ""
+    print(
+        f"ranges by {how.method}{pairs}, weights of {how.weight_bits} bits; output error by {tried} "
+        f"(ranges from {how.n_ranges} inputs, judged on {judged})"
+    )
+    for name in how.floats:
+        print(plain(f"{name}: {plan.layers[name].reason}"))
+    if how.timing is not None:
+        mixed = "" if how.timing.mixed is None else f", with the faster layers in float {how.timing.mixed:.3f}"
+        print(f"all layers in int8 take {how.timing.int8:.3f} of the float file's time on {how.timing.device}{mixed}")
+
+
 def print_frontier(points: Sequence[FrontierPoint]) -> None:
     """Cost against the damage that is predicted, from dense downwards."""
     table = Table("kept", "MACs or weights", "factorised layers", "predicted damage", box=None, pad_edge=False)

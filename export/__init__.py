@@ -28,6 +28,9 @@ widths.py      how narrow channels may be, and what that damages                
 budget.py      least damage in the time there is, held against dense in place    candidates, device → choice
 prune.py       whole channels that their readers miss least                      model, Samples → model
 compress.py    all of these in order                                             ONNX → ONNX, Plan, Parity
+ranges.py      ranges of activations by ONNX Runtime's calibrators               ONNX, Samples → ranges
+int8_layers.py  a layer as int8 between its neighbours, and which had better stay float  latency table → layers
+precision.py   which layers stay float, by time and by damage                    int8 network, device → layers
 quantize.py    int8 by ONNX Runtime's tool, after folding                        ONNX, data → ONNX, Parity
 package.py     the folder a firmware engineer takes; templates/ is what is put in  ONNX → folder
 reporting.py   how long work says how far it is

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -92,6 +92,12 @@ def load(path: Path, proto: onnx.ModelProto, how: Preprocess | None = None) -> S
         labels = len(samples.labels)
         raise InputError(f"{path}: expected a label each, found {samples.count} inputs and {labels} labels")
     return samples
+
+
+def first(path: Path, most: int, how: Preprocess, proto: onnx.ModelProto) -> Samples:
+    """The first `most` of them."""
+    samples = load(path, proto, how)
+    return replace(samples, count=min(samples.count, most))
 
 
 # --- arrays -------------------------------------------------------------------------------------------------

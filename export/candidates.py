@@ -96,7 +96,7 @@ def narrowed(place: Place, channels: tuple[int, int] | None) -> Place:
 def model_of(place: Place, way: Way) -> bytes:
     """The layer written in that way, between its neighbours."""
     place = narrowed(place, way.channels)
-    graph = _Graph(place, len(place.strides))
+    graph = Graph(place, len(place.strides))
     o, i, *_ = place.shape
     if place.operator != "Conv":
         x = graph.input([place.pixels.in_h, i] if place.operator == "MatMul" else [1, i])
@@ -115,11 +115,11 @@ def frames_of(place: Place, channels: tuple[int, int] | None = None) -> tuple[by
     place = narrowed(place, channels)
     o, i, *_ = place.shape
     if place.operator != "Conv":
-        graph = _Graph(place, 0)
+        graph = Graph(place, 0)
         return (graph.finish(graph.node("Relu", [graph.input([1, i])])),)
     found = []
     for count, side in ((i, 0), (o, 2)):
-        graph = _Graph(place, len(place.strides))
+        graph = Graph(place, len(place.strides))
         x = graph.neighbour(graph.input([1, count, *_spatial(place.pixels, graph.axes, side)]), count)
         found.append(graph.finish(graph.neighbour(x, count)))
     return tuple(dict.fromkeys(found))
@@ -160,11 +160,11 @@ def _walked_factors(place: Place, way: Way) -> list[tuple[KernelShape, frozenset
     return [(shape, axes, last) for (shape, last), axes in zip(_factors(place, way), walked, strict=True)]
 
 
-class _Graph:
+class Graph:
     """A graph of one path, its names the same for the same path."""
 
     def __init__(self, place: Place, axes: int) -> None:
-        self.axes, self._place = axes, place
+        self.axes, self.place = axes, place
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
         self._constants: list[ir.Value] = []
@@ -184,9 +184,18 @@ class _Graph:
 
     def weights(self, *shape: int) -> ir.Value:
         """An array that the runtime fills when it loads the model."""
-        sizes = ir.Value(name=f"s{len(self._constants)}", const_value=ir.tensor(np.array(shape, np.int64)))
-        self._constants.append(sizes)
-        return self.node("ConstantOfShape", [sizes], value=ir.tensor(np.array([_WEIGHT], np.float32)))
+        return self.filled(np.float32(_WEIGHT), *shape)
+
+    def filled(self, number: np.generic, *shape: int) -> ir.Value:
+        """An array of one number; a scalar without a shape."""
+        sizes = self.constant(np.array(shape, np.int64))
+        return self.node("ConstantOfShape", [sizes], value=ir.tensor(np.array([number])))
+
+    def constant(self, numbers: np.ndarray) -> ir.Value:
+        """A stored array."""
+        value = ir.Value(name=f"s{len(self._constants)}", const_value=ir.tensor(numbers))
+        self._constants.append(value)
+        return value
 
     def neighbour(self, x: ir.Value, channels: int) -> ir.Value:
         """A depthwise 1×1 convolution."""
@@ -200,7 +209,7 @@ class _Graph:
         def own(values: Sequence[int], other: int) -> list[int]:
             return [value if has else other for value, has in zip(values, mine * 2, strict=False)]
 
-        place = self._place
+        place = self.place
         return self.node(
             "Conv", inputs, strides=own(place.strides, 1), dilations=own(place.dilations, 1), pads=own(place.pads, 0)
         )
@@ -208,23 +217,16 @@ class _Graph:
     def product(self, x: ir.Value, shape: KernelShape, *, biased: bool) -> ir.Value:
         """A matrix product as the layer has it."""
         o, i, *_ = shape
-        if self._place.operator == "MatMul":
+        if self.place.operator == "MatMul":
             return self.node("MatMul", [x, self.weights(i, o)])
         return self.node("Gemm", [x, self.weights(o, i), *([self.weights(o)] if biased else [])], transB=1)
 
     def activation(self, x: ir.Value) -> ir.Value:
         """The layer's, where the runtime would fuse it."""
-        name = self._place.activation
+        name = self.place.activation
         if name == "Clip":
-            bounds = [self.node("ConstantOfShape", [self._empty()], value=_scalar(number)) for number in (0.0, 6.0)]
-            return self.node("Clip", [x, *bounds])
+            return self.node("Clip", [x, *(self.filled(np.float32(number)) for number in (0.0, 6.0))])
         return x if name is None else self.node(name, [x])
-
-    def _empty(self) -> ir.Value:
-        """The shape of a scalar."""
-        sizes = ir.Value(name=f"s{len(self._constants)}", const_value=ir.tensor(np.array([], np.int64)))
-        self._constants.append(sizes)
-        return sizes
 
     def finish(self, y: ir.Value) -> bytes:
         """The model as bytes."""
@@ -239,7 +241,3 @@ class _Graph:
             name="candidate",
         )
         return serialize(ir.Model(graph, ir_version=8))
-
-
-def _scalar(number: float) -> ir.TensorProtocol:
-    return ir.tensor(np.array([number], np.float32))

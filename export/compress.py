@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,8 +23,7 @@ from ..runtime.measure import measure
 from ..runtime.onnxfile import embedded
 from ..runtime.stats import samples_of, undisturbed
 from .budget import Budget, Chosen, choose, counted, judged
-from .calibration import Preprocess, Samples
-from .calibration import load as load_samples
+from .calibration import Preprocess, Samples, first
 from .choose import plan_by_energy
 from .damage import Candidate, Objective, Scored, damage_of
 from .fold import finished, naming, opened, record_names, written
@@ -374,8 +372,7 @@ class Job:
     def _samples(self, model: ir.Model) -> Samples | None:
         if self.data is None:
             return None
-        found = load_samples(self.data, ir.to_proto(model), self.how)
-        return replace_fields(found, count=min(found.count, self.most))
+        return first(self.data, self.most, self.how, ir.to_proto(model))
 
 
 def _summary(folder: Path, done: Compressed) -> str:

@@ -179,10 +179,10 @@ class Effects:
 def damage_of(original: onnx.ModelProto, small: onnx.ModelProto, samples: Samples, most: int) -> Damage:
     """What became of the outputs, over the first `most` samples."""
     names = [entry.name for entry in original.graph.output]
-    count = min(most, samples.count)
+    walks = [Walk(model, samples) for model in (original, small)]
+    count = min(most, walks[0].samples.count)
     wanted, found = (
-        [_rows(batches)[:count] for batches in zip(*Walk(model, samples).peek(names, count=count), strict=True)]
-        for model in (original, small)
+        [_rows(batches)[:count] for batches in zip(*walk.peek(names, count=count), strict=True)] for walk in walks
     )
     numbers = [(mine, theirs) for mine, theirs in zip(found, wanted, strict=True) if theirs.dtype.kind == "f"]
     power = sum(float(np.square(theirs - theirs.mean(axis=0)).sum()) for _, theirs in numbers)

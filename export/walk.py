@@ -7,6 +7,7 @@ that did.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..runtime.inputs import fixed_batch
 from .calibration import Feed, Samples
 from .sessions import session
 
@@ -22,10 +25,17 @@ HELD_BYTES = 1 << 29  # a ResNet-50's two branches for 64 images of 224×224 are
 
 
 class Walk:
-    """`proto` may be exchanged for one that differs only in nodes that have not run: those behind `move_to`."""
+    """`proto` may be exchanged for one that differs only in nodes that have not run: those behind `move_to`.
+
+    Where the model insists on a batch, samples that do not fill one are left out.
+    """
 
     def __init__(self, proto: onnx.ModelProto, samples: Samples, held_bytes: int = HELD_BYTES) -> None:
-        self.proto, self.samples = proto, samples
+        fixed = fixed_batch(proto)
+        self.proto, self._size = proto, fixed or BATCH
+        self.samples = samples if fixed is None else replace(samples, count=samples.count - samples.count % fixed)
+        if not self.samples.count:
+            raise InputError(f"expected {fixed} inputs, the model's batch, found {samples.count}; give more data")
         self._most = held_bytes
         self._held: dict[str, list[NDArray]] = {}
         self._done: set[str] = set()
@@ -33,7 +43,7 @@ class Walk:
     def move_to(self, value: str) -> Iterable[NDArray]:
         """The value, a batch at a time; what it needs has run then, and nothing else."""
         if value in {entry.name for entry in self.proto.graph.input}:
-            return (feed[value] for feed, _ in self.samples.batches(BATCH))
+            return (feed[value] for feed, _ in self.samples.batches(self._size))
         if value in self._held:
             return self._held[value]
         part = cut(self.proto, [value], self._examples())
@@ -43,7 +53,7 @@ class Walk:
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fresh)
         rows = self._run(part, [value, *fresh])
         first = next(rows)
-        batches = -(-self.samples.count // BATCH)
+        batches = -(-self.samples.count // self._size)
         held = {name: self._held[name] for name in kept if name in self._held}
         if not self._fits(first, held, batches):
             return chain(first[:1], (row[0] for row in rows))
@@ -58,7 +68,7 @@ class Walk:
         """Values further on, a batch at a time, for the first `count` samples; the walk stays where it is."""
         known = self._examples()
         part = cut(proto or self.proto, [value for value in values if value not in known], known)
-        return islice(self._run(part, values), None if count is None else -(-count // BATCH))
+        return islice(self._run(part, values), None if count is None else -(-count // self._size))
 
     def _fits(self, first: Sequence[object], held: Mapping[str, list[NDArray]], batches: int) -> bool:
         arrays = [one for one in first if isinstance(one, np.ndarray)]
@@ -81,8 +91,8 @@ class Walk:
     def _feeds(self, is_known: bool) -> Iterator[Feed]:
         """The samples, not even read where all is held."""
         if is_known:
-            return ({} for _ in range(-(-self.samples.count // BATCH)))
-        return (feed for feed, _ in self.samples.batches(BATCH))
+            return ({} for _ in range(-(-self.samples.count // self._size)))
+        return (feed for feed, _ in self.samples.batches(self._size))
 
 
 def cut(proto: onnx.ModelProto, values: Sequence[str], known: Mapping[str, NDArray]) -> onnx.ModelProto:

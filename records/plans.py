@@ -95,9 +95,45 @@ class PlanTiming(Part):
     drop: Drop | None = None
 
 
+class TriedRanges(Part):
+    """One way to set int8 ranges, and the outputs' squared error over their variance with it."""
+
+    method: str
+    equalized: bool = False
+    error: float
+
+
+class Int8Timing(Part):
+    """Times of the file with all layers in int8, and of the one with some in float for speed, as shares of the float
+    file's on that device.
+    """
+
+    device: str
+    threads: int
+    int8: float
+    mixed: float | None = None
+
+
+class Quantized(Part):
+    """How a file became int8: the method that gave the ranges, from `n_ranges` inputs, and those tried.
+
+    They were judged on as many other inputs where `held_apart`, else on the same. `equalized` are layers that share
+    their scales with the next one, `floats` those that stayed float; the plan's layers say why.
+    """
+
+    method: str
+    equalized: list[str] = Field(default_factory=list)
+    floats: list[str] = Field(default_factory=list)
+    weight_bits: Literal[7, 8]
+    n_ranges: int
+    held_apart: bool
+    tried: list[TriedRanges] = Field(min_length=1)
+    timing: Int8Timing | None = None
+
+
 class Plan(Record):
     """`plan.json`: a decision and a reason for every group and every layer. Format 1: first version; `timing` and its
-    `cost` may be missing.
+    `cost`, and `quantized`, may be missing.
     """
 
     source_sha256: Sha256 | None = None
@@ -105,6 +141,7 @@ class Plan(Record):
     groups: dict[str, GroupDecision] = Field(default_factory=dict)
     layers: dict[str, LayerDecision] = Field(default_factory=dict)
     timing: PlanTiming | None = None
+    quantized: Quantized | None = None
 
 
 class FrontierPoint(Part):

@@ -116,6 +116,12 @@ def has_open_batch(proto: onnx.ModelProto) -> bool:
     return any(dims and _fixed(dims[0]) is None for dims in (_dims(value) for value in graph_inputs(proto)))
 
 
+def fixed_batch(proto: onnx.ModelProto) -> int | None:
+    """How many inputs the model insists on at a time, None where that is open."""
+    sizes = [_fixed(dims[0]) for dims in (_dims(value) for value in graph_inputs(proto)) if dims]
+    return next((size for size in sizes if size is not None), None)
+
+
 def has_open_axes(proto: onnx.ModelProto) -> bool:
     """Whether an input has an open axis beside the batch."""
     return any(_fixed(size) is None for value in graph_inputs(proto) for size in _dims(value)[1:])

@@ -116,7 +116,7 @@ BAD = [
 DRIVER = """
 import json, os, sys, traceback
 import rankfold.export.describe, rankfold.export.fold, rankfold.export.metric, rankfold.runtime.measure
-import rankfold.stages, rankfold.onnx_stages, typer.rich_utils
+import rankfold.stages, rankfold.onnx_stages, rankfold.compress_stages, rankfold.quantize_stages, typer.rich_utils
 from rankfold.cli import main
 rows = json.load(sys.stdin)
 for index, row in enumerate(rows):

@@ -11,8 +11,7 @@ import onnx
 import pytest
 
 from rankfold.export.parity import run
-from rankfold.export.quantize import needs_reduced_range
-from rankfold.records import Parity, Tuned
+from rankfold.records import Parity, Plan, Tuned
 
 from .children import started
 from .export.nets import Net
@@ -82,6 +81,10 @@ def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, cal
     out = tmp_path / "int8.onnx"
     code, printed, said = call(f"quantize net.onnx --data data.npz --samples 64 -o {out}")
     assert code == 0, said
+    how = Plan.read(tmp_path / "int8.plan.json").quantized
+    assert how is not None
+    assert f"ranges by {how.method}, weights of {how.weight_bits} bits" in printed
+    assert "(ranges from 32 inputs, judged on as many others)" in printed
     assert "same top class" in printed
     assert "rankfold bench" in printed
     damage = Parity.read(tmp_path / "int8.parity.json").damage
@@ -93,14 +96,6 @@ def test_quantized_to_a_quarter_and_said_how_much_it_costs(models, tmp_path, cal
     code, _, said = call(f"quantize {out} --data {models / 'data.npz'} -o {tmp_path / 'twice.onnx'}")
     assert code == 2
     assert "the model is quantised already; give the float model" in said
-
-
-@pytest.mark.parametrize(
-    ("isa", "narrow"),
-    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx512f", "avx512_vnni"], False), (["asimddp"], False)],
-)
-def test_seven_bits_where_products_are_added_in_sixteen(isa, narrow):
-    assert needs_reduced_range(isa) is narrow
 
 
 @pytest.mark.parametrize(
