@@ -77,7 +77,7 @@ class FileTool(Described, Protocol):
     """A tool for ONNX files."""
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
-        """Write `target`, of `source` with its BatchNorm nodes and a symbolic batch. Otherwise as `ModuleTool.apply`."""
+        """Write `target`; `source` has its BatchNorm nodes and a symbolic batch. Otherwise as `ModuleTool.apply`."""
         ...
 
 
