@@ -9,5 +9,6 @@ making.py     from a point to its row, in a process of its own
 finalists.py  who learns on and who is chosen: the rules
 campaign.py   all stages for one network
 timing.py     a short contest, launch pairs, the bare loop
+toolchain.py  what the ways to a measured file cost
 shown.py      tables, the answer in each class, the picture; words.py has how rows are called
 """

@@ -27,7 +27,7 @@ from .shown import draw, markdown
 from .subjects import SUBJECTS, Places
 from .timing import QUICK_PAIRS
 
-RESULTS = Path("docs/results/peers.jsonl")
+RESULTS, QUICK_RESULTS = Path("docs/results/peers.jsonl"), Path("runs/peers/quick.jsonl")
 
 
 def main() -> None:
@@ -38,9 +38,10 @@ def main() -> None:
 
 
 def _do(given: argparse.Namespace) -> None:
+    results = given.results or (QUICK_RESULTS if given.quick else RESULTS)
     if given.command == "show":
-        print(markdown(given.results, quick=given.quick))
-        draw(given.results, quick=given.quick)
+        print(markdown(results))
+        draw(results)
         return
     for name, path in (("--data", given.data), ("--chars", given.chars), ("--weights", given.weights)):
         if not path.exists():
@@ -48,13 +49,13 @@ def _do(given: argparse.Namespace) -> None:
     places = Places(given.weights, given.data, given.chars, given.work, given.quick)
     total_s = measuring_s = 0.0
     for name in given.networks:
-        campaign = Campaign(SUBJECTS[name](places), given.results)
+        campaign = Campaign(SUBJECTS[name](places), results)
         if given.command == "run":
             campaign.workers, campaign.until = given.workers, time.monotonic() + 60 * given.minutes
             campaign.run()
         elif given.command == "time":
             pairs = given.pairs or (QUICK_PAIRS if given.quick else None)
-            campaign.measure(Options(threads=given.threads, pairs=pairs))
+            campaign.measure(Options(pairs=pairs))
         else:
             *stages, measuring = campaign.estimate()
             for what, count, seconds in (*stages, measuring):
@@ -85,10 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     for one in (planning, going):
         one.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="at a time, a thread each")
     going.add_argument("--minutes", type=float, default=1e6, help="stop then; the same command goes on")
-    timing.add_argument("--threads", type=int, default=1)
-    timing.add_argument("--pairs", type=int, help="launch pairs; 8 at one thread")
+    timing.add_argument("--pairs", type=int, help="launch pairs; 8 as a rule, 2 of a quick run")
     for one in (planning, going, timing, showing):
-        one.add_argument("--results", type=Path, default=RESULTS)
+        one.add_argument("--results", type=Path, help=f"{RESULTS}, or {QUICK_RESULTS} of a quick run")
         one.add_argument("--quick", action="store_true", help="does all of it work: under 15 minutes")
     return parser
 

@@ -24,17 +24,19 @@ from ..rows import read, write
 from ..training import side_by_side
 from .finalists import BANDS, EPOCHS, QUICK_BANDS, QUICK_EPOCHS, WEIGHTS, best, chosen, finalists
 from .making import every_tool, grid_of, in_worker, scored
-from .own import DENSE, INT8, RANKFOLD
+from .own import DENSE, INT8, NARROW, RANKFOLD
 from .points import Point
-from .subjects import Subject
+from .subjects import SEED, Subject
 from .timing import duel, in_pairs, roughly
 from .tools import ModuleTool, Tool
-from .words import DUELS, note_of, said
+from .toolchain import toolchain
+from .words import ANSWERS, TOOLCHAIN, note_of, said
 
 ALONE = (DENSE, RANKFOLD)  # they come first, one at a time: what they time must not be disturbed
 SECONDS_AN_IMAGE = {"resnet20": 5.5e-3, "dec3": 5.5e-3}  # of training the dense one, on one slow core, beside another
 DISTILLING, SMALLER = 1.4, 0.7  # a step with the teacher beside it; a step of a smaller network
-A_POINT_S, A_BUDGET_S, A_PAIR_S, PAIRS = 20.0, 300.0, 4.0, 12
+DENSE_EPOCHS, MUCH_SMALLER = 25, 0.6  # of Dec3; a step of the narrower ones, half of them with a teacher
+A_POINT_S, A_BUDGET_S, A_PAIR_S, PAIRS = 20.0, 300.0, 4.0, 12  # half of the pairs again by a bare loop
 
 
 @dataclass
@@ -218,7 +220,11 @@ class Campaign:
         """Launch pairs of all that count, then those that are chosen on the test images and against one another."""
         self.walk(self._require, lambda: None)
         self._time(options)
-        self._test_and_compare(options)
+        assert self.dense.time is not None, "timed just now"
+        answers = Answers(self.results.with_suffix(ANSWERS), self.dense.time.machine, options.threads, SEED)
+        answers.once(TOOLCHAIN, self.subject.name, [options.pairs], lambda: toolchain(self.subject, options))
+        if self.subject.is_scored:
+            self._test_and_compare(options, answers)
 
     def _require(self, points: Sequence[Point]) -> None:
         missing = self.missing(points)
@@ -254,10 +260,8 @@ class Campaign:
     def _file(self, row: PeerRow) -> Path:
         return self.points[row.config_hash].file(self.subject)
 
-    def _test_and_compare(self, options: Options) -> None:
+    def _test_and_compare(self, options: Options, answers: Answers) -> None:
         """Each class's fastest of ours and of the peers, if they lose little enough."""
-        if not self.subject.is_scored:
-            return
         mine = [self.rows[key] for key in self.points]
         picked = chosen(mine, self.dense)
         for row in (self.dense, *(row for row in picked.values() if row is not None)):
@@ -265,8 +269,6 @@ class Campaign:
                 score = scored(self._file(row), self.subject, "test")
                 told = {"test_accuracy": score.value, "test_low": score.low, "test_high": score.high}
                 self.add(row.model_copy(update={**told, "test_n": score.n}))
-        assert self.dense.time is not None, "timed before"
-        answers = Answers(self.results.with_suffix(DUELS), self.dense.time.machine, options.threads, 0)
         for kind in ("fp32", "int8"):
             ours, peer = picked[RANKFOLD, kind], picked["peer", kind]
             if ours is None or peer is None:
@@ -290,10 +292,12 @@ class Campaign:
         yield "points at 0 epochs", sum(grids.values()), A_POINT_S * sum(grids.values())
         yield "budgets searched by rankfold", grids[RANKFOLD], A_BUDGET_S * grids[RANKFOLD]
         learners = sum(isinstance(tool, ModuleTool) and tool.missing is None for tool in tools.values())
-        finals = 2 * learners
+        finals = len(BANDS) * learners
         if self.subject.is_scored:
             epoch_s = SECONDS_AN_IMAGE[self.subject.name] * len(self.subject.data.train)
             short, long = EPOCHS
+            narrow = len(grid_of(tools[NARROW], self.subject)) if self.subject.is_taught else 0
+            yield "narrower ones, as long as the dense one", narrow, narrow * DENSE_EPOCHS * epoch_s * MUCH_SMALLER
             both = short * epoch_s * SMALLER * (1 + DISTILLING)
             yield "finalists, from labels and distilled", 2 * finals, finals * both
             yield "a tool's best, for longer", learners, learners * long * epoch_s * SMALLER * DISTILLING

@@ -18,7 +18,7 @@ from typing import TypeVar
 from ...records import DistillSpec, PeerRow
 from .own import DENSE, RANKFOLD
 
-BANDS = ((0.0, 0.6), (0.6, 0.85))
+BANDS = ((0.0, 0.6), (0.6, 0.8), (0.8, 0.95))
 QUICK_BANDS = ((0.0, 0.95),)
 EPOCHS, QUICK_EPOCHS = (1.0, 5.0), (0.25, 0.5)
 WEIGHTS = (0.0, DistillSpec().weight)

@@ -10,7 +10,8 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, Protocol, runtime_checkable
@@ -26,6 +27,7 @@ from ...export.shrink import prepare_dense
 from ...files import making_folder, replacing_all, sha256_of, write_text
 from ...records import PeerRow, Plan, Score, TrainRecord
 from ...runtime.costs import count
+from ...terminal import progress
 from ...train.data.dataset import Split
 from ...train.trainer import RECORD, Progress, Start, train
 from ..training import Told
@@ -52,12 +54,19 @@ class Exporting(Protocol):
 def every_tool(subject: Subject, say: Say) -> dict[str, Tool]:
     """Our own first, then third parties', by name."""
 
-    began = time.monotonic()
+    return {tool.name: tool for tool in (*own(subject, _training(say), progress(partial(_Said, say))), *tools())}
 
-    def reported(what: str, done: int, total: int) -> None:
-        say(what, done, total, (time.monotonic() - began) / done * (total - done) if done else 0.0)
 
-    return {tool.name: tool for tool in (*own(subject, _training(say), reported), *tools())}
+@dataclass(frozen=True)
+class _Said:
+    """A bar that is shown in another process."""
+
+    say: Say
+    what: str
+
+    def show(self, done: int, total: int, left_s: float | None, text: str) -> None:
+        """Tell it."""
+        self.say(self.what, done, total, left_s or 0.0)
 
 
 def _training(say: Say) -> Callable[[Progress], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from ...devices import probe
 from ...devices.local import LocalTransport
 from ...export.budget import Budget
 from ...export.calibration import Preprocess
-from ...export.compress import Job, Wish, unmeasured
+from ...export.compress import AUTO_FORMS, Job, Wish, unmeasured
 from ...export.from_torch import to_onnx
 from ...export.quantize import needs_reduced_range, quantize_into
 from ...export.reporting import Report
@@ -28,6 +28,7 @@ from ...train.batchnorm import settle
 from ...train.compact import compact
 from ...train.data import Dataset
 from ..command import stopwatch_here
+from ..oneshot import CALIBRATION
 from .points import MODEL, Point
 from .subjects import Say, Subject, silent
 from .tools import Setting, Tool
@@ -36,7 +37,7 @@ RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrow
 PLAN = "model.plan.json"
 BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
 ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
-FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("channel",)}
+FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
 CALIBRATED = (128, 512)  # images
 _SETTLED, _BATCH = 1024, 128
 
@@ -126,23 +127,27 @@ class Rankfold(Planned):
     missing: ClassVar[str | None] = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
-        """Budgets of time, with narrower layers and without."""
-        wanted = [(0.6, False)] if quick else [*((share, True) for share in BUDGETS), (BUDGETS[1], False)]
+        """Budgets of time, with narrower layers and without; a quick run has one form, and few images."""
+        if quick:
+            few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
+            return [Setting(self.name, "budget 0.7, one form", few)]
+        wanted = [*((share, True) for share in BUDGETS), (BUDGETS[1], False)]
         return [
             Setting(
                 self.name,
-                f"budget {budget:g}{', widths' if widths else ''}",
-                {"budget": budget, "widths": widths},
+                f"budget {share:g}{', widths' if widths else ''}",
+                {"budget": share, "widths": widths, "forms": list(AUTO_FORMS), "most": CALIBRATION, "pairs": None},
             )
-            for budget, widths in wanted
+            for share, widths in wanted
         ]
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
         """`target`, its plan beside it. What was timed for one budget is not timed again for the next."""
-        watch = stopwatch_here(table=self.subject.folder / "latency.sqlite")
-        budget = Budget(share=setting.arguments["budget"])
-        wish = Wish(time=budget, widths=setting.arguments["widths"], tile=watch.facts.tile)
-        job = Job(wish, data=self.subject.calibration(), watch=watch, report=self.report)
+        watch, asked = stopwatch_here(table=self.subject.folder / "latency.sqlite"), setting.arguments
+        watch = replace(watch, options=replace(watch.options, pairs=asked["pairs"]))
+        budget = Budget(share=asked["budget"])
+        wish = Wish(asked["forms"], time=budget, widths=asked["widths"], tile=watch.facts.tile)
+        job = Job(wish, data=self.subject.calibration(), most=asked["most"], watch=watch, report=self.report)
         job.into(target.parent, source, target.name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...files import replacing
@@ -11,7 +11,7 @@ from ..rows import read
 from .finalists import DROP, chosen
 from .own import DENSE, INT8, OWN, RANKFOLD
 from .registry import tools
-from .words import DUELS, learned, note_of
+from .words import ANSWERS, TOOLCHAIN, learned, note_of
 
 _HEADS = (
     *("tool", "setting", "learned", "class", "validation", "test (95 %)", "MACs", "parameters", "file", "p50 (95 %)"),
@@ -19,12 +19,14 @@ _HEADS = (
 )
 
 
-def markdown(results: Path, *, quick: bool) -> str:
+def markdown(results: Path) -> str:
     """All tables, networks in the order of the rows; tools that cannot run here are named with the reason."""
-    rows = [row for row in read(results, PeerRow) if row.quick == quick]
-    duels = read(results.with_suffix(DUELS), ChoosingRow)
-    parts = [_network(name, [row for row in rows if row.network == name], duels) for name in _networks(rows)]
+    rows = read(results, PeerRow)
+    found = read(results.with_suffix(ANSWERS), ChoosingRow)
+    parts = [_network(name, [row for row in rows if row.network == name], found) for name in _networks(rows)]
     missing = [f"- {tool.name}: {tool.missing}" for tool in tools() if tool.missing is not None]
+    if any(row.quick for row in rows):
+        parts.insert(0, "A quick run, on a part of the data: it shows that all of it works, and nothing of the tools.")
     if missing:
         parts.append("\n".join(["Not compared here:", *missing]))
     return "\n\n".join(parts)
@@ -34,14 +36,23 @@ def _networks(rows: Sequence[PeerRow]) -> list[str]:
     return list(dict.fromkeys(row.network for row in rows))
 
 
-def _network(name: str, rows: Sequence[PeerRow], duels: Sequence[ChoosingRow]) -> str:
+def _network(name: str, rows: Sequence[PeerRow], found: Sequence[ChoosingRow]) -> str:
+    mine = [row for row in found if row.network == name]
     timed = [row for row in rows if row.time is not None]
     lines = [f"## {name}", "", f"| {' | '.join(_HEADS)} |", f"|{' --- |' * 4}{' ---: |' * (len(_HEADS) - 4)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in timed]
     failed = [row for row in rows if row.failed]
     lines += ["", f"{len(rows) - len(timed)} more settings were tried at 0 epochs and are not finalists."]
     lines += [f"- no network of {row.tool}, {row.setting}: {row.failed}" for row in failed]
-    return "\n".join([*lines, "", *answers(name, timed, duels)])
+    costs = [row.figures for row in mine if row.what == TOOLCHAIN][-1:]
+    lines += [f"The ways to a measured file, seconds: {_costs(one)}." for one in costs]
+    return "\n".join([*lines, "", *answers(timed, mine)])
+
+
+def _costs(figures: Mapping[str, float]) -> str:
+    """Ours, and in brackets what one writes without us."""
+    told = [f"{name.removesuffix(' s')} {seconds:.1f}" for name, seconds in figures.items()]
+    return ", ".join(f"{ours} ({theirs})" for ours, theirs in zip(told[::2], told[1::2], strict=True))
 
 
 def _cells(row: PeerRow) -> list[str]:
@@ -85,18 +96,19 @@ def _span(row: PeerRow) -> str:
 # --- the answer ---------------------------------------------------------------------------------------------
 
 
-def answers(name: str, rows: Sequence[PeerRow], duels: Sequence[ChoosingRow]) -> Iterator[str]:
+def answers(rows: Sequence[PeerRow], duels: Sequence[ChoosingRow]) -> Iterator[str]:
     """In each class the fastest of ours against the fastest peer, whatever it is; nothing where nothing is scored."""
     dense = next((row for row in rows if row.tool == DENSE), None)
     if dense is None or dense.validation_accuracy is None:
         return
     picked = chosen(rows, dense)
-    yield f"At most {100 * DROP:g} points below the dense network's {_percent(dense.validation_accuracy)} on validation:"
+    whole = _percent(dense.validation_accuracy)
+    yield f"At most {100 * DROP:g} points below the dense network, which has {whole} on validation:"
     for kind in ("fp32", "int8"):
         ours, peer = picked[RANKFOLD, kind], picked["peer", kind]
         yield f"- {kind}: {_told(RANKFOLD, ours, dense)}; {_told('a peer', peer, dense)}"
         if ours is not None and peer is not None:
-            yield f"  {_duel(ours, peer, [row for row in duels if row.network == name and row.what == kind])}"
+            yield f"  {_duel(ours, peer, [row for row in duels if row.what == kind])}"
 
 
 def _told(who: str, row: PeerRow | None, dense: PeerRow) -> str:
@@ -124,14 +136,14 @@ def _duel(ours: PeerRow, peer: PeerRow, duels: Sequence[ChoosingRow]) -> str:
 # --- the picture --------------------------------------------------------------------------------------------
 
 
-def draw(results: Path, *, quick: bool) -> None:
+def draw(results: Path) -> None:
     """Validation accuracy against measured time, every tool's timed networks; MACs where there is no accuracy."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in read(results, PeerRow) if row.quick == quick and row.time is not None]
+    rows = [row for row in read(results, PeerRow) if row.time is not None]
     names = _networks(rows)
     if not names:
         return
@@ -153,13 +165,9 @@ def draw(results: Path, *, quick: bool) -> None:
             plt.Line2D([], [], color="k", marker="s", ls="", label="int8"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-        with replacing(_picture(results, quick=quick)) as temporary:
+        with replacing(results.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(figure)
-
-
-def _picture(results: Path, *, quick: bool) -> Path:
-    return results.with_suffix(".quick.svg" if quick else ".svg")
 
 
 def _scatter(axes, rows: Sequence[PeerRow], tool: str, colour: str, *, is_scored: bool) -> None:

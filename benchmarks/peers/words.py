@@ -1,11 +1,11 @@
-"""How rows are called, and where the rows lie that say who met whom."""
+"""How rows are called, and where the other rows lie: who met whom, and what the ways to a file cost."""
 
 from __future__ import annotations
 
 from ...records import PeerRow
 from ...terminal import duration
 
-DUELS = ".duels.jsonl"  # beside the rows
+ANSWERS, TOOLCHAIN = ".answers.jsonl", "toolchain"  # beside the rows; what is asked there beside the classes
 
 
 def learned(row: PeerRow) -> str:
