@@ -28,8 +28,8 @@ from .own import DENSE, INT8, NARROW, RANKFOLD
 from .points import Point
 from .subjects import SEED, Subject
 from .timing import duel, in_pairs, roughly
-from .tools import ModuleTool, Tool
 from .toolchain import toolchain
+from .tools import ModuleTool, Tool
 from .words import ANSWERS, TOOLCHAIN, note_of, said
 
 ALONE = (DENSE, RANKFOLD)  # they come first, one at a time: what they time must not be disturbed
@@ -125,7 +125,8 @@ class Campaign:
 
     def add(self, row: PeerRow) -> None:
         """Put a row in the place of an older one of the same name, and write all."""
-        self.rows = {key: one for key, one in self.rows.items() if _name(one) != _name(row)} | {row.config_hash: row}
+        older = [key for key, one in self.rows.items() if _name(one) == _name(row) and key != row.config_hash]
+        self.rows = {key: one for key, one in self.rows.items() if key not in older} | {row.config_hash: row}
         write(self.results, self.rows.values())
 
     def _hash(self, point: Point) -> str:

@@ -7,7 +7,8 @@ bands      by a short contest, a network's share of the dense one's time. A tool
            network's validation accuracy, else the most accurate
 int8       the dense network by each setting of ONNX Runtime's tool; by the best of these then each tool's best network,
            and its most accurate one
-chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy
+chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy; of several with
+           the same shapes, and so the same time, the most accurate
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], Pee
     return {
         (side, kind): max(
             (row for row in within if row.precision == kind and (row.tool == RANKFOLD) == (side == RANKFOLD)),
-            key=lambda row: row.time.speedup if row.time else 0.0,
+            key=lambda row: (row.time.speedup if row.time else 0.0, _accuracy(row), row.config_hash),
             default=None,
         )
         for kind in ("fp32", "int8")

@@ -38,7 +38,9 @@ def _networks(rows: Sequence[PeerRow]) -> list[str]:
 
 def _network(name: str, rows: Sequence[PeerRow], found: Sequence[ChoosingRow]) -> str:
     mine = [row for row in found if row.network == name]
+    order = list(dict.fromkeys(row.tool for row in rows))
     timed = [row for row in rows if row.time is not None]
+    timed.sort(key=lambda row: (order.index(row.tool), row.setting, row.precision, row.epochs, row.weight or 0.0))
     lines = [f"## {name}", "", f"| {' | '.join(_HEADS)} |", f"|{' --- |' * 4}{' ---: |' * (len(_HEADS) - 4)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in timed]
     failed = [row for row in rows if row.failed]
