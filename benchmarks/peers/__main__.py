@@ -52,6 +52,7 @@ def _do(given: argparse.Namespace) -> None:
         campaign = Campaign(SUBJECTS[name](places), results)
         if given.command == "run":
             campaign.workers, campaign.until = given.workers, time.monotonic() + 60 * given.minutes
+            campaign.retry = given.retry
             campaign.run()
         elif given.command == "time":
             pairs = given.pairs or (QUICK_PAIRS if given.quick else None)
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     for one in (planning, going):
         one.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="at a time, a thread each")
     going.add_argument("--minutes", type=float, default=1e6, help="stop then; the same command goes on")
+    going.add_argument("--retry", action="store_true", help="settings that gave no network, too")
     timing.add_argument("--pairs", type=int, help="launch pairs; 8 as a rule, 2 of a quick run")
     for one in (planning, going, timing, showing):
         one.add_argument("--results", type=Path, help=f"{RESULTS}, or {QUICK_RESULTS} of a quick run")

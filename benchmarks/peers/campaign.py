@@ -6,6 +6,7 @@ follows from the rows of those before.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,12 +42,13 @@ A_POINT_S, A_BUDGET_S, A_PAIR_S, PAIRS = 20.0, 300.0, 4.0, 12  # half of the pai
 
 @dataclass
 class Campaign:
-    """One network with its rows. `make` sees to points that are missing."""
+    """One network with its rows. With `retry` what gave no network is tried again."""
 
     subject: Subject
     results: Path
     workers: int = 1
     until: float = float("inf")
+    retry: bool = False
     rows: dict[str, PeerRow] = field(default_factory=dict)
     points: dict[str, Point] = field(default_factory=dict)
 
@@ -155,7 +157,9 @@ class Campaign:
         self.walk(self.make, self.time_roughly)
 
     def prepare(self) -> None:
-        """The dense network, its file and the calibration images."""
+        """The dense network, its file and the calibration images; what a killed process left half done goes."""
+        for leftover in (self.subject.folder / "points").glob(".*.part"):
+            shutil.rmtree(leftover)
         with bars() as new_bar:
             bar = new_bar(f"{self.subject.name}: training the dense network")
             self.subject.dense(lambda now: bar.show(now.step, now.steps, now.left_s, f"loss {now.loss:.3f}"))
@@ -168,7 +172,7 @@ class Campaign:
             point
             for point in points
             if (row := self.rows.get(self._hash(point))) is None
-            or (row.failed is None and not point.file(self.subject).exists())
+            or (self.retry if row.failed else not point.file(self.subject).exists())
         ]
 
     def make(self, points: Sequence[Point]) -> None:

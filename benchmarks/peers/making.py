@@ -98,6 +98,8 @@ def row_of(point: Point, subject: Subject, say: Say) -> PeerRow:
     if not point.file(subject).exists():
         try:
             _make(point, subject, say)
+        except OSError:
+            raise  # of this machine, not of the tool
         except Exception as error:  # noqa: BLE001 (whatever a foreign library raises: its row says so, others go on)
             return row.model_copy(update={"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
     file = point.file(subject)

@@ -29,6 +29,10 @@ def markdown(results: Path) -> str:
         parts.insert(0, "A quick run, on a part of the data: it shows that all of it works, and nothing of the tools.")
     if missing:
         parts.append("\n".join(["Not compared here:", *missing]))
+    used = {row.tool for row in rows}
+    uses = [f"- {tool.name}: {tool.example}" for tool in (*OWN, *tools()) if tool.name in used]
+    if uses:
+        parts.append("\n".join(["How each is used, and where that is documented:", *uses]))
     return "\n\n".join(parts)
 
 

@@ -266,6 +266,9 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
     draw(results)
     assert results.with_suffix(".svg").stat().st_size > 10_000
 
+    Campaign(Tiny(places), results, retry=True).run()
+    assert capsys.readouterr().out.count("\n") == 1  # the one that failed
+
     point = again.points[next(key for key, one in again.rows.items() if one.tool == NARROW and not one.epochs)]
     point.file(again.subject).unlink()
     with pytest.raises(CheckFailed, match="1 points have not been made"):
