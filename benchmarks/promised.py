@@ -107,14 +107,14 @@ def promises(
     for kind, promise in wanted.items():
         figures |= {
             f"{kind} {name}": figure
-            for name, figure in _kept([*folds, promise.worth], figures["now_ms"], compared[kind])
+            for name, figure in kept([*folds, promise.worth], figures["now_ms"], compared[kind])
         }
         figures[f"{kind} changes"] = promise.error or 0.0
     changes = "; ".join(f"{kind}: {one.name} ({one.about})" for kind, one in wanted.items())
     return Found(figures, f"{changes}; {found.verdict}; {ledger_in_words(found)}")
 
 
-def _kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
+def kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
     """A promise beside what launch pairs say; it is kept where their intervals meet."""
     promised = [1e3 * sum(getattr(one, end) for one in worth) for end in ("value", "low", "high")]
     arrived = [now_ms * (1 - 1 / one) for one in faster]

@@ -56,11 +56,7 @@ class Magnitude:
 
     def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
         """The README's calls."""
-        with quiet():
-            pruner = library("torch_pruning").pruner.BasePruner(
-                model, example[:1], **_common(model), **setting.arguments
-            )
-            return _pruned(model, pruner, example)
+        return by_magnitude(model, example, **setting.arguments)
 
 
 @dataclass(frozen=True)
@@ -111,6 +107,13 @@ class GroupNorm:
             shrink = partial(pruner.regularize, model)
             learn(model, data, optimizer, steps=steps, augment=augment, before_step=shrink)
             return _pruned(model, pruner, example)
+
+
+def by_magnitude(model: nn.Module, example: Tensor, **given: Any) -> nn.Module:
+    """`model` made smaller in place, with these arguments of the pruner beside the README's own."""
+    with quiet():
+        pruner = library("torch_pruning").pruner.BasePruner(model, example[:1], **_common(model), **given)
+        return _pruned(model, pruner, example)
 
 
 def _told(ratio: float, round_to: int | None) -> str:

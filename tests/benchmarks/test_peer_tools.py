@@ -32,7 +32,7 @@ POINTS = {
     "magnitude": (torch_pruning.Magnitude(), {"pruning_ratio": 0.4, "round_to": None}),
     "magnitude, rounded": (torch_pruning.Magnitude(), {"pruning_ratio": 0.4, "round_to": 8, "global_pruning": True}),
     "group norm": (torch_pruning.GroupNorm(), {"pruning_ratio": 0.4, "round_to": 8, "reg": 1e-2, **FEW}),
-    "nuclear norm": (pat.Pat(), {"way": {"prox_type": "ProxNuclearNorm", "reg_lambda": 60.0}, "round_to": None, **FEW}),
+    "nuclear norm": (pat.Pat(), {"way": {"prox_type": "ProxNuclearNorm", "reg_lambda": 30.0}, "round_to": None, **FEW}),
     "ranks cut": (
         pat.Pat(),
         {
