@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,9 +98,13 @@ def _pruned(ratio: float, round_to: int | None) -> nn.Module:
 
 def _nearest(unaligned: Path, tile: int) -> float:
     """The share at which Torch-Pruning's own rounding leaves the MACs nearest to these."""
-    counted, wanted = library("torch_pruning").utils.count_ops_and_params, _macs(unaligned)
-    left = {share: counted(_pruned(share, tile), IMAGES[:1])[0] for share in TRIED}
-    return min(left, key=lambda share: abs(left[share] - wanted))
+    wanted = _macs(unaligned)
+    return min(TRIED, key=lambda share: abs(_rounded_macs(share, tile) - wanted))
+
+
+@cache
+def _rounded_macs(share: float, tile: int) -> float:
+    return library("torch_pruning").utils.count_ops_and_params(_pruned(share, tile), IMAGES[:1])[0]
 
 
 def _aligned(dense: Path, most: int, tile: int, path: Path) -> None:

@@ -18,7 +18,7 @@ from .learning import AUGMENT, MOMENTUM, RATE, WEIGHT_DECAY, learn
 from .tools import ModuleTool, Setting
 
 STEPS, QUICK_STEPS, WARMUP = 200, 20, 10
-NUCLEAR = (0.03, 0.1, 0.3)  # strengths; what goes off a singular value in the end is that times Σ of the steps' rates
+NUCLEAR = (0.4, 0.7, 1.0)  # strengths; what goes off a singular value in the end is that times Σ of the steps' rates
 CUT = (0.25, 0.5, 0.7)  # shares of the singular values that go
 ROUND_TO = (None, 16)
 
