@@ -18,6 +18,7 @@ that a second run only measures; nothing else should run meanwhile.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -70,7 +71,7 @@ def files_of(ratio: float, tile: int, work: Path, report: Report) -> dict[str, P
         way: work / f"{way}-{ratio:g}-{tile}.onnx" for way in ("unaligned", "rounded", "aligned", "cured")
     }
     ways: Mapping[str, Callable[[Path], None]] = {
-        "dense": partial(_exported, mobilenetv2),
+        "dense": partial(_exported, _network),
         "unaligned": partial(_exported, partial(_pruned, ratio, None)),
         "rounded": lambda path: _exported(partial(_pruned, _nearest(paths["unaligned"], tile), tile), path),
         "aligned": lambda path: _aligned(paths["dense"], _macs(paths["unaligned"]), tile, path),
@@ -93,7 +94,12 @@ def _exported(made: Callable[[], nn.Module], path: Path) -> None:
 
 
 def _pruned(ratio: float, round_to: int | None) -> nn.Module:
-    return by_magnitude(mobilenetv2(), IMAGES, pruning_ratio=ratio, round_to=round_to)
+    return by_magnitude(copy.deepcopy(_network()), IMAGES, pruning_ratio=ratio, round_to=round_to)
+
+
+@cache
+def _network() -> nn.Module:
+    return mobilenetv2()
 
 
 def _nearest(unaligned: Path, tile: int) -> float:

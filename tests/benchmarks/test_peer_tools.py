@@ -24,6 +24,8 @@ from rankfold.runtime.costs import count
 from rankfold.train.data import Dataset
 from rankfold.train.data.dataset import Split
 
+from ..conftest import SOAK
+
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 FLOAT32 = 1e-4  # of the largest output: ONNX Runtime sums in another order
 INT8 = 0.3  # eight bits, weights drawn by chance
@@ -87,6 +89,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def source(network, tmp_path_factory):
+    """The dense network as a file: only where a tool is there."""
     path = tmp_path_factory.mktemp("peers") / "dense.onnx"
     to_onnx(network, EXAMPLE, path)
     return path
@@ -100,11 +103,12 @@ def _outputs(path, images):
     return session(path, "a peer's file").run(None, {"input": images.numpy()})[0]
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_a_module_is_smaller_and_runs_the_same_in_onnx_runtime(point, network, source, data, tmp_path, counts):
+@pytest.mark.parametrize("point", POINTS if SOAK else list(POINTS)[:1])  # an export takes seconds
+def test_a_module_is_smaller_and_runs_the_same_in_onnx_runtime(point, network, data, tmp_path, counts, request):
     tool, arguments = POINTS[point]
     if tool.missing is not None:
         pytest.skip(f"{tool.name}: {tool.missing}")
+    source = request.getfixturevalue("source")
     setting, times = Setting(tool.name, point, arguments), counts(1, 2)
     made = [tool.apply(copy.deepcopy(network), EXAMPLE, setting, data) for _ in range(times)]
     path, images = tmp_path / "small.onnx", torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -120,6 +124,7 @@ def test_a_module_is_smaller_and_runs_the_same_in_onnx_runtime(point, network, s
     assert not made[0].training
 
 
+@pytest.mark.skipif(not SOAK, reason="takes half a minute: in soak")
 def test_nncf_writes_int8_that_nearly_agrees(network, source, data, tmp_path):
     tool = nncf.Nncf()
     if tool.missing is not None:
@@ -138,6 +143,7 @@ def test_ranks_are_rounded_and_channels_on_the_multiple(network, data):
         made = tool.apply(copy.deepcopy(network), EXAMPLE, Setting(tool.name, "", arguments), data)
         assert all(layer.out_channels % 8 == 0 for layer in made.modules() if isinstance(layer, nn.Conv2d))
     layer = network.wide[0]
+    assert isinstance(layer, nn.Conv2d)
     assert tucker._ranks(layer, None, 0.5, 8) == (8, 8)
     assert tucker._ranks(layer, None, 1.0, None) == (32, 16)
 

@@ -34,7 +34,6 @@ def test_odd_widths_lose_the_blocked_layout_and_padding_brings_it_back(paths):
     if stopwatch_here().facts.layout != "nchwc":
         pytest.skip("this runtime has no blocked layout")
     found = {way: rounding.convolutions(path) for way, path in paths.items()}
-    assert {way: one["blocked"] + one["plain"] for way, one in found.items()} == dict.fromkeys(found, 15)
     assert found["dense"]["plain"] == found["aligned"]["plain"] == found["cured"]["plain"] == 0
     assert found["unaligned"]["plain"] >= 6
     assert found["unaligned"]["reorders"] > found["cured"]["reorders"]
