@@ -30,7 +30,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OPENBLAS_NUM_THREADS := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised stability peers clean
+.PHONY: help setup demo test check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised rounding stability peers clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,18 +112,22 @@ planted: $(READY) ## does `rankfold explain` name the planted cause of 20 networ
 counted: $(READY) ## do instructions on an emulated board rank 20 convolutions as time here does (minutes; after make arm)
 	$(VENV)/bin/python -m rankfold.benchmarks.counted
 
-promised: $(READY) ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder, with Torch-Pruning installed
+promised: build/peers/.ready ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder of resnet20*.th
 	@test -n "$(WEIGHTS)" || { echo "rankfold: make promised needs WEIGHTS=folder of resnet20*.th" >&2; exit 2; }
-	$(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
+	PYTHONPATH=build/peers $(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
 
 # Third parties' packages lie beside the environment; a tool whose package cannot be had is named as missing.
-peers: $(READY) ## what users would pick instead (6 hours; goes on; QUICK=1: minutes): WEIGHTS=folder DATA=cifar10.npz CHARS=chars74k36.npz
+build/peers/.ready: benchmarks/peers/requirements.txt $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade \
+	  --target build/peers -r benchmarks/peers/requirements.txt && touch $@ || \
+	  echo "rankfold: goes on without third parties' packages; the tables name what is missing" >&2
+
+rounding: build/peers/.ready ## what do widths off the tile cost a MobileNetV2, at equal MACs (minutes; goes on where it was)
+	PYTHONPATH=build/peers $(VENV)/bin/python -m rankfold.benchmarks.rounding run
+
+peers: build/peers/.ready ## what users would pick instead (6 hours; goes on; QUICK=1: minutes): WEIGHTS=folder DATA=cifar10.npz CHARS=chars74k36.npz
 	@test -n "$(WEIGHTS)" -a -n "$(DATA)" -a -n "$(CHARS)" || \
 	  { echo "rankfold: make peers needs WEIGHTS=folder of resnet20*.th, DATA=cifar10.npz, CHARS=chars74k36.npz" >&2; exit 2; }
-	@test build/peers/.ready -nt benchmarks/peers/requirements.txt || { \
-	  $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade \
-	    --target build/peers -r benchmarks/peers/requirements.txt && touch build/peers/.ready; } || \
-	  echo "rankfold: goes on without third parties' packages; the tables name what is missing" >&2
 	for what in run time; do \
 	  $(PEERS) $$what --weights $(WEIGHTS) --data $(DATA) --chars $(CHARS) --work runs/peers $(QUICKLY) || exit $$?; done
 	$(PEERS) show $(QUICKLY)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from . import aimet, nncf, onnxsim_pruning, pat, torch_pruning, tucker
 from .tools import Tool
 
 
 def tools() -> list[Tool]:
     """Those that cannot run here too: the table names them with the reason."""
-    return []
+    return [
+        *torch_pruning.TOOLS,
+        *pat.TOOLS,
+        *tucker.TOOLS,
+        *onnxsim_pruning.TOOLS,
+        *aimet.TOOLS,
+        *nncf.TOOLS,
+    ]
