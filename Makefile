@@ -10,11 +10,15 @@ DEVICE ?= host
 SEED ?= 0
 THREADS ?= 1
 PAIRS ?=
+CHARS ?=
+QUICK ?=
 OUT ?= runs/$(notdir $(basename $(RECIPE)))-$(SEED)
 
 READY := $(VENV)/.ready
 RANKFOLD := $(VENV)/bin/rankfold
 COMPARE := $(VENV)/bin/python -m rankfold.benchmarks.compare
+PEERS := PYTHONPATH=build/peers $(VENV)/bin/python -m rankfold.benchmarks.peers
+QUICKLY := $(if $(QUICK),--quick)
 RECIPE_FILE := $(firstword $(wildcard $(RECIPE) train/recipes/$(RECIPE).toml))
 RECIPES = $(basename $(notdir $(wildcard train/recipes/*.toml)))
 DATA_OPTION := $(if $(DATA),--data $(DATA))
@@ -29,7 +33,7 @@ export OPENBLAS_NUM_THREADS := 1
 export THP_MEM_ALLOC_ENABLE := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised stability clean
+.PHONY: help setup demo test lint types check soak format train export evaluate bench report arm chars74k ablation evidence choosing planted counted promised rounding stability peers clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,9 +115,25 @@ planted: $(READY) ## does `rankfold explain` name the planted cause of 20 networ
 counted: $(READY) ## do instructions on an emulated board rank 20 convolutions as time here does (minutes; after make arm)
 	$(VENV)/bin/python -m rankfold.benchmarks.counted
 
-promised: $(READY) ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder, with Torch-Pruning installed
+promised: build/peers/.ready ## does the gain arrive that `rankfold explain` promises (minutes): WEIGHTS=folder of resnet20*.th
 	@test -n "$(WEIGHTS)" || { echo "rankfold: make promised needs WEIGHTS=folder of resnet20*.th" >&2; exit 2; }
-	$(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
+	PYTHONPATH=build/peers $(VENV)/bin/python -m rankfold.benchmarks.promised run --weights $(WEIGHTS)/resnet20*.th
+
+# Third parties' packages lie beside the environment; a tool whose package cannot be had is named as missing.
+build/peers/.ready: benchmarks/peers/requirements.txt $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade \
+	  --target build/peers -r benchmarks/peers/requirements.txt && touch $@ || \
+	  echo "rankfold: goes on without third parties' packages; the tables name what is missing" >&2
+
+rounding: build/peers/.ready ## what do widths off the tile cost a MobileNetV2, at equal MACs (minutes; goes on where it was)
+	PYTHONPATH=build/peers $(VENV)/bin/python -m rankfold.benchmarks.rounding run
+
+peers: build/peers/.ready ## what users would pick instead (6 hours; goes on; QUICK=1: minutes): WEIGHTS=folder DATA=cifar10.npz CHARS=chars74k36.npz
+	@test -n "$(WEIGHTS)" -a -n "$(DATA)" -a -n "$(CHARS)" || \
+	  { echo "rankfold: make peers needs WEIGHTS=folder of resnet20*.th, DATA=cifar10.npz, CHARS=chars74k36.npz" >&2; exit 2; }
+	for what in run time; do \
+	  $(PEERS) $$what --weights $(WEIGHTS) --data $(DATA) --chars $(CHARS) --work runs/peers $(QUICKLY) || exit $$?; done
+	$(PEERS) show $(QUICKLY)
 
 stability: $(READY) ## which proximal step collapses under which strength (hours; goes on): DATA=chars74k36.npz
 	@test -n "$(DATA)" || { echo "rankfold: make stability needs DATA=chars74k36.npz" >&2; exit 2; }

@@ -89,8 +89,10 @@ SCENARIOS = {
         Scenario("same-contended", "a copy; a competitor on the same core", 100, beside=competitor),
         Scenario("same-replayed", "a copy; slowed 1.57-fold now and then", 100, transport=Replayed),
         Scenario("same-two-threads", "a copy, two threads", 50, threads=2),
-        Scenario("bare-loop", "a plain loop of session.run against the harness", 20, transport=lambda _: Bare()),
-        Scenario("bare-loop-two-threads", "the same", 20, threads=2, transport=lambda _: Bare()),
+        Scenario(
+            "bare-loop", "a plain loop of session.run against the harness", 20, transport=lambda _: Bare("copy.onnx")
+        ),
+        Scenario("bare-loop-two-threads", "the same", 20, threads=2, transport=lambda _: Bare("copy.onnx")),
         Scenario("over-ssh", "1 % more work, here and over ssh: the ratio of both ratios", 10, True, over_ssh=True),
         Scenario("no-wait-two-threads", "a copy; no waiting for pools", 20, threads=2, transport=lambda _: Impatient()),
     )

@@ -3,7 +3,7 @@
 python -m rankfold.benchmarks.promised run --weights resnet20.th [--results FILE] [--time S]
 python -m rankfold.benchmarks.promised show [--results FILE]
 
-pruned      by Torch-Pruning (pip install torch-pruning), magnitudes, 30 % of the channels: widths off the tile
+pruned      by Torch-Pruning (make peers installs it), magnitudes, 30 % of the channels: widths off the tile
 decomposed  spatial factors with 80 % of each layer's energy: ranks off the tile
 
 Each is explained beside the dense network; the change worth most, and the best of each place together, are made with
@@ -14,18 +14,16 @@ run meanwhile.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..errors import CheckFailed, InputError
+from ..errors import CheckFailed
 from ..export.choose import plan_by_energy
 from ..export.explain import explain, make_into
 from ..export.fold import finished, opened
@@ -40,6 +38,7 @@ from ..terminal import bars, progress
 from .answers import Answers, Found, markdown
 from .command import in_one_line, machine_of, stopwatch_here
 from .oneshot import published
+from .peers.torch_pruning import by_magnitude
 from .planted import ledger_in_words
 from .questions import launched
 from .rows import read
@@ -54,20 +53,7 @@ IMAGES, CLASSES = torch.zeros(2, 3, 32, 32), 10
 
 def pruned(network: torch.nn.Module, dense: Path, path: Path) -> None:
     """The network as Torch-Pruning leaves it at its own settings."""
-    try:
-        torch_pruning: Any = importlib.import_module("torch_pruning")
-    except ImportError as error:
-        raise InputError("expected Torch-Pruning; pip install torch-pruning") from error
-    last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
-    pruner = torch_pruning.pruner.MagnitudePruner(
-        network,
-        IMAGES[:1],
-        importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        pruning_ratio=PRUNED,
-        ignored_layers=last,
-    )
-    pruner.step()
-    to_onnx(network, IMAGES, path)
+    to_onnx(by_magnitude(network, IMAGES, pruning_ratio=PRUNED), IMAGES, path)
 
 
 def decomposed(network: torch.nn.Module, dense: Path, path: Path) -> None:
@@ -107,14 +93,14 @@ def promises(
     for kind, promise in wanted.items():
         figures |= {
             f"{kind} {name}": figure
-            for name, figure in _kept([*folds, promise.worth], figures["now_ms"], compared[kind])
+            for name, figure in kept([*folds, promise.worth], figures["now_ms"], compared[kind])
         }
         figures[f"{kind} changes"] = promise.error or 0.0
     changes = "; ".join(f"{kind}: {one.name} ({one.about})" for kind, one in wanted.items())
     return Found(figures, f"{changes}; {found.verdict}; {ledger_in_words(found)}")
 
 
-def _kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
+def kept(worth: Sequence[Seconds], now_ms: float, faster: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
     """A promise beside what launch pairs say; it is kept where their intervals meet."""
     promised = [1e3 * sum(getattr(one, end) for one in worth) for end in ("value", "low", "high")]
     arrived = [now_ms * (1 - 1 / one) for one in faster]

@@ -83,16 +83,20 @@ class _Slowed(Wrapped):
 
 
 class Bare(LocalTransport):
-    """`copy.onnx` is timed by a plain loop, all others by the harness."""
+    """The file of this name, or every model, is timed by a plain loop, all others by the harness."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
 
     def launch(self) -> Any:
         """A process that becomes the one or the other when it is told its model."""
-        return _Undecided()
+        return _Undecided(self._name)
 
 
 class _Undecided:
-    def __init__(self) -> None:
+    def __init__(self, name: str | None) -> None:
         self._process: ChildProcess | None = None
+        self._name = name
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +108,7 @@ class _Undecided:
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """Start what the model asks for, and ask it."""
         if self._process is None:
-            is_bare = Path(request.get("model", "")).name == "copy.onnx"
+            is_bare = "model" in request and self._name in (None, Path(request["model"]).name)
             script = Path(__file__).with_name("bare.py") if is_bare else BOARD
             self._process = ChildProcess([sys.executable, "-I", str(script)], death)
         return self._process.ask(request, limit_s)

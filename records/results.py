@@ -287,3 +287,50 @@ class ChoosingRow(Record):
     note: str = ""
     took_s: float
     started_at: str = Field(description="ISO 8601, UTC")
+
+
+class PeerTime(Part):
+    """A network's time in launch pairs with the dense one: how many times as fast, and what a bare loop says of it."""
+
+    speedup: float
+    low: float
+    high: float
+    p50_s: float = Field(description="geometric mean of the launches' medians")
+    p50_low_s: float
+    p50_high_s: float
+    peak_rss_bytes: int | None
+    bare: float
+    bare_low: float
+    bare_high: float
+    pairs: int
+    threads: int
+    machine: str = Field(description="processor and onnxruntime")
+
+
+class PeerRow(Record):
+    """What a tool made of a network, learned on or not: a line of docs/results/peers.jsonl. Format 1: first version."""
+
+    network: str
+    tool: str
+    setting: str
+    config_hash: str
+    quick: bool = Field(description="made and scored on a part of the data, which says nothing of the tool")
+    epochs: float
+    weight: float | None = Field(description="of distillation; None where nothing was learned")
+    precision: Literal["fp32", "int8"] = "fp32"
+    failed: str | None = Field(default=None, description="why there is no network")
+    validation_accuracy: float | None = None
+    validation_n: int | None = None
+    test_accuracy: float | None = Field(default=None, description="of what was chosen, once")
+    test_low: float | None = None
+    test_high: float | None = None
+    test_n: int | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    size_bytes: int | None = None
+    compress_s: float | None = None
+    train_s: float = 0.0
+    roughly: float | None = Field(
+        default=None, description="its time as a share of the dense one's, in a short contest"
+    )
+    time: PeerTime | None = None

@@ -1,0 +1,71 @@
+"""Who learns on, and who is chosen: rules that look at validation accuracy and time alone, the same for all tools.
+
+bands      by a short contest, a network's share of the dense one's time. A tool's finalist in each band has the best
+           validation accuracy at 0 epochs, in whole points; of several with as many, the one with the most MACs
+1 epoch    every finalist, from labels alone and with distillation
+5 epochs   a tool's best finalist, by whichever of the two did better: the fastest that is within NEAR of the dense
+           network's validation accuracy, else the most accurate
+int8       the dense network by each setting of ONNX Runtime's tool; by the best of these then each tool's best network,
+           and its most accurate one
+chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy; of several with
+           the same shapes, and so the same time, the most accurate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from ...records import DistillSpec, PeerRow
+from .own import DENSE, RANKFOLD
+
+BANDS = ((0.0, 0.6), (0.6, 0.8), (0.8, 0.95))
+QUICK_BANDS = ((0.0, 0.95),)
+EPOCHS, QUICK_EPOCHS = (1.0, 5.0), (0.25, 0.5)
+WEIGHTS = (0.0, DistillSpec().weight)
+NEAR, DROP = 0.01, 0.005
+Key = TypeVar("Key")
+Rows = Mapping[Key, PeerRow]
+
+
+def finalists(rows: Rows[Key], bands: Sequence[tuple[float, float]]) -> list[Key]:
+    """Of one tool's points at 0 epochs, at most one a band; the most accurate where none is faster."""
+    there = {key: row for key, row in rows.items() if row.failed is None and row.roughly is not None}
+    found = [
+        max(inside, key=lambda key: _standing(there[key]))
+        for low, high in bands
+        if (inside := [key for key, row in there.items() if low < (row.roughly or 0.0) <= high])
+    ]
+    return found or ([max(there, key=lambda key: _standing(there[key]))] if there else [])
+
+
+def _standing(row: PeerRow) -> tuple[int, int]:
+    return round(100 * (row.validation_accuracy or 0.0)), row.macs or 0
+
+
+def best(rows: Rows[Key], dense: float) -> Key | None:
+    """Of one tool's networks that have learned: who goes on."""
+    there = {key: row for key, row in rows.items() if row.validation_accuracy is not None}
+    near = [key for key, row in there.items() if _accuracy(row) >= dense - NEAR]
+    if near:
+        return min(near, key=lambda key: (there[key].roughly or 1.0, -_accuracy(there[key])))
+    return max(there, key=lambda key: _accuracy(there[key]), default=None)
+
+
+def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], PeerRow | None]:
+    """By ("rankfold" or "peer", class): the fastest that loses little enough; None where none does."""
+    allowed = _accuracy(dense) - DROP
+    within = [row for row in rows if row.time is not None and row.tool != DENSE and _accuracy(row) >= allowed]
+    return {
+        (side, kind): max(
+            (row for row in within if row.precision == kind and (row.tool == RANKFOLD) == (side == RANKFOLD)),
+            key=lambda row: (row.time.speedup if row.time else 0.0, _accuracy(row), row.config_hash),
+            default=None,
+        )
+        for kind in ("fp32", "int8")
+        for side in (RANKFOLD, "peer")
+    }
+
+
+def _accuracy(row: PeerRow) -> float:
+    return row.validation_accuracy or 0.0

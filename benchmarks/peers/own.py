@@ -1,0 +1,228 @@
+"""The tools that need nothing installed: rankfold itself, narrower dense networks, plain SVD, ONNX Runtime's int8."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...devices import probe
+from ...devices.local import LocalTransport
+from ...export.budget import Budget
+from ...export.calibration import Preprocess
+from ...export.compress import AUTO_FORMS, Job, Wish, unmeasured
+from ...export.from_torch import to_onnx
+from ...export.quantize import needs_reduced_range, quantize_into
+from ...export.reporting import Report
+from ...export.reporting import silent as unreported
+from ...export.shrink import carry_out, prepare_dense, shrink
+from ...records import Facts, Plan
+from ...train.batchnorm import settle
+from ...train.compact import compact
+from ...train.data import Dataset
+from ..command import stopwatch_here
+from ..oneshot import CALIBRATION
+from .points import MODEL, Point
+from .subjects import Say, Subject, silent
+from .tools import Setting, Tool
+
+RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrower dense", "plain SVD by energy"
+PLAN = "model.plan.json"
+BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
+ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
+FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
+CALIBRATED = (128, 512)  # images
+_SETTLED, _BATCH = 1024, 128
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network itself: what all are compared with."""
+
+    subject: Subject
+    name: ClassVar[str] = DENSE
+    lines: ClassVar[int] = 0
+    example: ClassVar[str] = "torch.onnx.export, then onnxsim"
+    missing: ClassVar[str | None] = None
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """One."""
+        return [Setting(self.name, "as it is")]
+
+    def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
+        """Its BatchNorm folded, as every other's."""
+        prepare_dense(source, target)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A dense network of other widths: cut out of a published one, or trained as long as the dense one was."""
+
+    subject: Subject
+    say: Say = silent
+    name: ClassVar[str] = NARROW
+    lines: ClassVar[int] = 1
+    example: ClassVar[str] = "benchmarks/slices.py cuts ResNets; --set model.arguments={widths=[…]} trains others"
+    missing: ClassVar[str | None] = None
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """Widths on the tile, uniform and not; where it trains, from labels and taught by the dense one."""
+        ways = (False, True) if self.subject.is_taught and not quick else (False,)
+        widths = self.subject.narrower[-2:-1] if quick else self.subject.narrower
+        return [
+            Setting(
+                self.name,
+                "-".join(map(str, one)) + (", taught" if taught else ""),
+                {"widths": list(one), "taught": taught},
+            )
+            for one, taught in itertools.product(widths, ways)
+        ]
+
+    def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
+        """The narrower network."""
+        return self.subject.narrow(tuple(setting.arguments["widths"]), taught=setting.arguments["taught"], say=self.say)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A file with a plan beside it: the module is made by the plan, and what it learned is written as planned."""
+
+    subject: Subject
+
+    def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
+        """As `rankfold train --plan` begins."""
+        folder = Point(setting).folder(self.subject)
+        some = data.train.images[:: max(1, len(data.train) // _SETTLED)]
+        inputs = torch.from_numpy(data.inputs(some))
+        made = compact(model, folder / MODEL, Plan.read(folder / PLAN), inputs[:8])
+        settle(made, inputs.split(_BATCH))
+        return made
+
+    def export(self, module: nn.Module, example: Tensor, setting: Setting, target: Path) -> None:
+        """With the plan's exact rewrites."""
+        plan = Plan.read(Point(setting).folder(self.subject) / PLAN)
+        with TemporaryDirectory(prefix="rankfold-") as folder:
+            learned = Path(folder) / "learned.onnx"
+            to_onnx(module, example, learned)
+            carry_out(learned, self.subject.source(), target, unmeasured(plan))
+
+
+@dataclass(frozen=True)
+class Rankfold(Planned):
+    """`rankfold compress` by measured time, then `rankfold train --plan`."""
+
+    report: Report = unreported
+    name: ClassVar[str] = RANKFOLD
+    lines: ClassVar[int] = 2
+    example: ClassVar[str] = (
+        "docs/deploying.md: rankfold compress dense.onnx -o model.onnx --budget 0.5 --widths --data calibration.npz"
+    )
+    missing: ClassVar[str | None] = None
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """Budgets of time, with narrower layers and without; a quick run has one form, and few images."""
+        if quick:
+            few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
+            return [Setting(self.name, "budget 0.7, one form", few)]
+        wanted = [*((share, True) for share in BUDGETS), (BUDGETS[1], False)]
+        return [
+            Setting(
+                self.name,
+                f"budget {share:g}{', widths' if widths else ''}",
+                {"budget": share, "widths": widths, "forms": list(AUTO_FORMS), "most": CALIBRATION, "pairs": None},
+            )
+            for share, widths in wanted
+        ]
+
+    def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
+        """`target`, its plan beside it. What was timed for one budget is not timed again for the next."""
+        watch, asked = stopwatch_here(table=self.subject.folder / "latency.sqlite"), setting.arguments
+        watch = replace(watch, options=replace(watch.options, pairs=asked["pairs"]))
+        budget = Budget(share=asked["budget"])
+        wish = Wish(asked["forms"], time=budget, widths=asked["widths"], tile=watch.facts.tile)
+        job = Job(wish, data=self.subject.calibration(), most=asked["most"], watch=watch, report=self.report)
+        job.into(target.parent, source, target.name)
+
+
+@dataclass(frozen=True)
+class EnergySvd(Planned):
+    """Every layer cut at the same share of Σσ, where that saves MACs."""
+
+    name: ClassVar[str] = ENERGY
+    lines: ClassVar[int] = 25
+    example: ClassVar[str] = "torch.linalg.svd of every kernel, two layers for one: the textbook's"
+    missing: ClassVar[str | None] = None
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """Forms, energies, and ranks as they fall or on the tile."""
+        forms, energies, tiles = FORMS[network], ENERGIES, TILES
+        if quick:
+            forms, energies, tiles = forms[-1:], (0.8,), TILES[-1:]
+        return [
+            Setting(
+                self.name,
+                f"{form}, {energy:.0%}, tile {tile}",
+                {"form": form, "energy": energy, "tile": tile},
+            )
+            for form, energy, tile in itertools.product(forms, energies, tiles)
+        ]
+
+    def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
+        """`target`, its plan beside it."""
+        plan, _ = shrink(source, target, **setting.arguments)
+        plan.write(target.with_name(PLAN))
+
+
+@dataclass(frozen=True)
+class OrtInt8:
+    """Static int8 by ONNX Runtime's own tool."""
+
+    subject: Subject
+    name: ClassVar[str] = INT8
+    lines: ClassVar[int] = 12
+    example: ClassVar[str] = "onnxruntime.ai, Quantize ONNX Models: quantize_static; rankfold quantize does it in one"
+    missing: ClassVar[str | None] = None
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """How many images the ranges come from, and whether weights keep 7 bits where the CPU needs it."""
+        bits = (True, False) if needs_reduced_range(self._facts.isa) else (False,)
+        return [
+            Setting(
+                self.name,
+                f"{7 if reduced else 8} bits, {most} images",
+                {"reduce_range": reduced, "most": most},
+            )
+            for reduced, most in list(itertools.product(bits, CALIBRATED))[: 1 if quick else None]
+        ]
+
+    def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
+        """The file and its records."""
+        quantize_into(
+            target.parent,
+            source,
+            target.name,
+            data=self.subject.calibration(),
+            how=Preprocess(),
+            tile=self._facts.tile,
+            **setting.arguments,
+        )
+
+    @cached_property
+    def _facts(self) -> Facts:
+        with LocalTransport().launch() as process:
+            return probe.facts(process)
+
+
+OWN = (Dense, Rankfold, Narrow, EnergySvd, OrtInt8)
+
+
+def own(subject: Subject, say: Say = silent, report: Report = unreported) -> list[Tool]:
+    """All of them, the dense network first."""
+    return [Dense(subject), Rankfold(subject, report), Narrow(subject, say), EnergySvd(subject), OrtInt8(subject)]
