@@ -184,13 +184,18 @@ def export(
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the sum of singular values.")] = None,
     tile: Annotated[str, typer.Option(help="Round ranks and widths up to this; auto: this machine's.")] = "auto",
     parameters: Annotated[int | None, typer.Option(help="Instead of --energy: the most that fits.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write both in int8 too, by the run's training images.")] = False,
+    data: options.DataOption = None,
 ) -> None:
     """Write dense.onnx and compact.onnx, with the plan and its reasons, and the parity checks."""
-    from .stages import export_run
-    from .terminal import print_plan
+    from .stages import COMPACT, DENSE, INT8, export_run
+    from .terminal import print_int8, print_plan
 
-    plan = export_run(run_dir, form=form, energy=energy, tile=options.tile(tile), parameters=parameters)
+    tiles = options.tile(tile)
+    plan = export_run(run_dir, form=form, energy=energy, tile=tiles, parameters=parameters, int8=int8, data=data)
     print_plan(plan)
+    for source, name in zip((DENSE, COMPACT), INT8 if int8 else (), strict=False):
+        print_int8(run_dir / source, run_dir / name)
     print(run_dir / "compact.onnx")
 
 

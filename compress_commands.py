@@ -43,7 +43,7 @@ COMPRESS_EXAMPLES = (
     "Examples:  [bold]rankfold compress model.onnx -o small.onnx --budget 0.6 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --max-drop 0.5 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --latency 3ms --threads 2 --data images/[/]   "
-    "[bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/[/]   "
+    "[bold]rankfold compress model.onnx -o small.onnx --macs 0.7 --data images/ --int8[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --macs 0.5 --frontier --plan-only[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --budget-bytes 500000 --data images/[/]   "
     "[bold]rankfold compress model.onnx -o small.onnx --plan small.plan.json --data images/[/]"
@@ -74,6 +74,9 @@ def compress(
     prune: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the MACs to prune in channels.")] = None,
     widths: Annotated[bool, typer.Option("--widths", help="With a budget of time: fewer channels too.")] = False,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write OUT.int8.onnx too; with a budget of time layers may stay float in it.")
+    ] = False,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Also harm against MACs, or against time.")] = False,
     device: DeviceOption = "host",
@@ -96,8 +99,9 @@ def compress(
     """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
     from .compress_stages import compress_file
     from .export.compress import AUTO_FORMS, Wish
+    from .export.quantize import int8_name
     from .records import Plan
-    from .terminal import damage_text, print_curves, print_frontier, print_plan
+    from .terminal import damage_text, print_curves, print_frontier, print_int8, print_plan
 
     how = preprocess(mean, std, size, crop, colors, layout)
     limits = _limits(budget, latency, damage, max_drop, objective)
@@ -123,6 +127,7 @@ def compress(
         how=how,
         plan_only=plan_only,
         frontier=frontier,
+        int8=int8,
         device=device,
         cost=cost,
         threads=threads,
@@ -142,6 +147,8 @@ def compress(
     print(_compressed(source, output, done.plan, plan_only) + damage_text(done.damage))
     if done.plan.timing is not None and done.plan.timing.verdict:
         print(done.plan.timing.verdict)
+    if int8:
+        print_int8(output, output.with_name(int8_name(output.name)))
 
 
 def latency_table(

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def compress_file(
     how: Preprocess,
     plan_only: bool = False,
     frontier: bool = False,
+    int8: bool = False,
     device: str = "host",
     cost: CostKind = "time",
     threads: int = 1,
@@ -49,15 +51,20 @@ def compress_file(
 ) -> Compressed:
     """Compress a file for a device: `output`, .plan.json and .parity.json beside it, or nothing; see `fold_file`.
 
-    `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written.
+    `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written. With
+    `int8` the small file quantised lies beside it, `OUT.int8.onnx` with its own records; see `quantize_file`.
     """
     require_writable(output)
+    if int8 and (data is None or plan_only):
+        raise InputError("--int8: goes with --data, which gives the ranges, and without --plan-only")
     facts = probe_device(device)[0]
     tiles, runtime = for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
         from .devices import card
         from .export import compress
+        from .export.calibration import first
+        from .export.quantize import Int8, int8_name, needs_reduced_range, quantize_into
         from .runtime.inputs import given, parse_shapes
         from .runtime.latency import stopwatch
         from .runtime.turns import Options
@@ -82,7 +89,22 @@ def compress_file(
                 watch=watch,
                 device=device,
             )
-            return job.into(folder, source, output.name)
+            names = job.into(folder, source, output.name)
+            if int8:
+                assert data is not None, "checked above"
+                clock = watch if cost == "time" else None
+                names[1:1] = quantize_into(
+                    folder,
+                    folder / output.name,
+                    int8_name(output.name),
+                    samples_for=partial(first, data, most, how),
+                    int8=Int8(needs_reduced_range(facts.isa), watch=clock, device=device),
+                    tile=tiles,
+                    target_ort=runtime,
+                    given=given(shapes, inputs),
+                    report=progress(new_bar),
+                )
+            return names
 
     with stderr_for_child() as stderr, moved_up(output, work, limit_s, memory_bytes) as (folder, names):
         done = Compressed.read(folder / names.pop(0))

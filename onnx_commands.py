@@ -135,10 +135,10 @@ def quantize(
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
     from .quantize_stages import quantize_file
-    from .terminal import damage_text, print_quantized
+    from .terminal import print_int8
 
     how = preprocess(mean, std, size, crop, colors, layout)
-    plan, parity = quantize_file(
+    quantize_file(
         source,
         output,
         data=data,
@@ -158,8 +158,7 @@ def quantize(
         limit_s=limit_s,
         memory_bytes=memory_bytes(memory_gb),
     )
-    print_quantized(plan)
-    print(f"{output}: {megabytes(source)} → {megabytes(output)}{damage_text(parity.damage)}")
+    print_int8(source, output)
     if timed:
         print("shares of whole files timed side by side; `rankfold bench` says it with an interval")
     else:

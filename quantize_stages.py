@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from .files import require_writable
 from .guarded import for_device, moved_up
-from .records import Parity, Plan
 from .stages import probe_device, reserved_device
 from .terminal import bars, progress, stderr_for_child
 
@@ -38,7 +37,7 @@ def quantize_file(
     inputs: Path | None = None,
     limit_s: float,
     memory_bytes: int | None = None,
-) -> tuple[Plan, Parity]:
+) -> None:
     """Fold and quantise a file for a device's instructions: `output`, .plan.json and .parity.json, or nothing.
 
     Layers of `keep` stay float; `timed`, those that are faster so there; and so many that the outputs' error is at
@@ -75,6 +74,5 @@ def quantize_file(
                 report=progress(new_bar),
             )
 
-    with stderr_for_child() as stderr, moved_up(output, work, limit_s, memory_bytes) as (folder, names):
-        parity, plan = Parity.read(folder / names[0]), Plan.read(folder / names[1])
-    return plan, parity
+    with stderr_for_child() as stderr, moved_up(output, work, limit_s, memory_bytes):
+        pass

@@ -1,7 +1,7 @@
 """The stages of a run as the commands and the benchmarks call them: each reads files and leaves files.
 
 run folder: train.json + checkpoint.safetensors → dense.onnx, compact.onnx, plan.json, parity.json
-→ evaluation.json, bench.json → report.html
+(and both as .int8.onnx) → evaluation.json, bench.json → report.html
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from .records import (
 from .terminal import Shown, bars, progress
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from .devices.transport import Transport
+    from .export.calibration import Samples
     from .runtime.serving import Models
     from .runtime.turns import Options
     from .train.checkpoint import Checkpoint
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 
 Split = Literal["validation", "test"]
 DENSE, COMPACT = "dense.onnx", "compact.onnx"
+INT8 = ("dense.int8.onnx", "compact.int8.onnx")  # where a run was exported with --int8
+_INT8_RECORDS = tuple(name.replace(".onnx", ending) for name in INT8 for ending in (".parity.json", ".plan.json"))
 EXPORTED = (DENSE, COMPACT, "parity.json", "plan.json")
+_CALIBRATION = 512  # training images that the ranges of int8 are read from, and judged on
 
 
 def export_run(
@@ -48,8 +53,13 @@ def export_run(
     energy: float | None = None,
     tile: int | None = None,
     parameters: int | None = None,
+    int8: bool = False,
+    data: Path | None = None,
 ) -> Plan:
     """Write a finished run's dense.onnx and compact.onnx, parity.json and plan.json: all of them, or none.
+
+    With `int8` both lie there quantised too, by images of the run's own training data (`data` where it is not where
+    the recipe says); those of an earlier export go if not.
 
     `form` and `energy` default to the recipe's own, `tile` to this machine's; with `parameters` the energy is
     the largest, one for all layers, whose network has at most that many. Where a plan was trained, it decides, and
@@ -73,9 +83,10 @@ def export_run(
     if record.start is not None:
         if not form is energy is parameters is None:
             raise InputError(f"{run_dir}: its plan decides forms and ranks; leave out --form, --energy, --parameters")
-        return _export_planned(run_dir, record, stored, model)
+        with _exported(run_dir, record, data, int8=int8) as folder:
+            return _export_planned(folder, record, stored, model)
     checkpoint.restore(stored, model)
-    with replacing_all(run_dir, EXPORTED) as folder:
+    with _exported(run_dir, record, data, int8=int8) as folder:
         exporter, checks = to_onnx(model, torch.zeros(1, *record.input_shape), folder / DENSE)
         prepared = prepare_dense(folder / DENSE)
         plan, parity = shrink(
@@ -98,7 +109,49 @@ def table_of(stored: Checkpoint) -> list[LayerTime] | None:
     return rows and [LayerTime.model_validate(row) for row in rows]
 
 
-def _export_planned(run_dir: Path, record: TrainRecord, stored: Checkpoint, model: nn.Module) -> Plan:
+@contextmanager
+def _exported(run_dir: Path, record: TrainRecord, data: Path | None, *, int8: bool) -> Iterator[Path]:
+    """A scratch folder for what export writes; with `int8` what lies there at the end is quantised too."""
+    samples_for = _training_images(record, data) if int8 else None
+    with replacing_all(run_dir, (*(_INT8_RECORDS + INT8 if int8 else ()), *EXPORTED)) as folder:
+        yield folder
+        if samples_for is not None:
+            _quantize_both(folder, samples_for)
+    for name in () if int8 else (*INT8, *_INT8_RECORDS):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def _quantize_both(folder: Path, samples_for: Callable[[onnx.ModelProto], Samples]) -> None:
+    from .export.quantize import Int8, needs_reduced_range, quantize_into
+
+    facts = probe_device("host")[0]
+    with bars() as new_bar:
+        for source, name in zip((DENSE, COMPACT), INT8, strict=True):
+            how, report = Int8(needs_reduced_range(facts.isa)), progress(new_bar)
+            quantize_into(folder, folder / source, name, samples_for=samples_for, int8=how, report=report)
+
+
+def _training_images(record: TrainRecord, path: Path | None) -> Callable[[onnx.ModelProto], Samples]:
+    """Images of the training part, evenly spread, as the network sees them: none of them was held out."""
+    import numpy as np
+
+    from .export.calibration import Samples
+    from .runtime.inputs import graph_inputs
+    from .train import data as datasets
+
+    data = datasets.load(record.recipe.data, path)
+    count = min(len(data.train), _CALIBRATION)
+    chosen = np.linspace(0, len(data.train) - 1, count).astype(np.int64)
+    images, labels = data.inputs(data.train.images[chosen]), data.train.labels[chosen]
+
+    def samples_for(proto: onnx.ModelProto) -> Samples:
+        name = graph_inputs(proto)[0].name
+        return Samples(f"{data.name}, training", count, labels, lambda start, stop: {name: images[start:stop]})
+
+    return samples_for
+
+
+def _export_planned(folder: Path, record: TrainRecord, stored: Checkpoint, model: nn.Module) -> Plan:
     import torch
 
     from .export.compress import unmeasured
@@ -107,28 +160,32 @@ def _export_planned(run_dir: Path, record: TrainRecord, stored: Checkpoint, mode
     from .train.planned import modules_of
 
     dense, small, plan = modules_of(stored, model)
-    with replacing_all(run_dir, EXPORTED) as folder:
-        exporter, checks = to_onnx(dense, torch.zeros(1, *record.input_shape), folder / DENSE)
-        checks += prepare_dense(folder / DENSE).checks
-        checks += to_onnx(small, torch.zeros(1, *record.input_shape), folder / "trained.onnx")[1]
-        plan = unmeasured(plan).model_copy(update={"source_sha256": sha256_of(folder / DENSE)})
-        checks += carry_out(folder / "trained.onnx", folder / DENSE, folder / COMPACT, plan).checks
-        Parity(exporter=exporter, checks=checks).write(folder / "parity.json")
-        plan.write(folder / "plan.json")
+    exporter, checks = to_onnx(dense, torch.zeros(1, *record.input_shape), folder / DENSE)
+    checks += prepare_dense(folder / DENSE).checks
+    checks += to_onnx(small, torch.zeros(1, *record.input_shape), folder / "trained.onnx")[1]
+    plan = unmeasured(plan).model_copy(update={"source_sha256": sha256_of(folder / DENSE)})
+    checks += carry_out(folder / "trained.onnx", folder / DENSE, folder / COMPACT, plan).checks
+    Parity(exporter=exporter, checks=checks).write(folder / "parity.json")
+    plan.write(folder / "plan.json")
     return plan
 
 
 def evaluate_run(run_dir: Path, data: Path | None, split: Split = "test") -> Evaluation:
-    """Score a run's dense.onnx and compact.onnx on a split of its recipe's data: evaluation.json."""
+    """Score a run's networks, as float and, where they are there, as int8, on a split of its data: evaluation.json."""
     from .train import data as datasets
     from .train.trainer import RECORD
 
     record = TrainRecord.read(run_dir / RECORD)
-    models = {"dense": run_dir / DENSE, "compact": run_dir / COMPACT}
+    models = {path.stem: path for path in exported_files(run_dir)}
     scores = score_models(models, datasets.load(record.recipe.data, data), split, record.seed)
     evaluation = Evaluation(scores=scores)
     evaluation.write(run_dir / "evaluation.json")
     return evaluation
+
+
+def exported_files(run_dir: Path) -> list[Path]:
+    """A run's dense.onnx and compact.onnx, and those in int8 where they were exported."""
+    return [run_dir / DENSE, run_dir / COMPACT, *(path for name in INT8 if (path := run_dir / name).is_file())]
 
 
 def score_models(models: Mapping[str, Path], dataset: Dataset, split: Split, seed: int) -> list[Score]:
@@ -273,10 +330,10 @@ def measured(
 
 
 def named(models: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Models with names: a run folder stands for its dense.onnx and compact.onnx, a file is named by its stem."""
+    """Models with names: a run folder stands for what it was exported to, a file is named by its stem."""
     paths: list[Path] = []
     for path in models:
-        paths += [path / DENSE, path / COMPACT] if path.is_dir() else [path]
+        paths += exported_files(path) if path.is_dir() else [path]
     stems = [path.stem for path in paths]
     clash = next((stem for stem in stems if stems.count(stem) > 1), None)
     names = [str(path) for path in paths] if clash else stems

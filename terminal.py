@@ -168,6 +168,18 @@ def print_quantized(plan: Plan) -> None:
         print(f"all layers in int8 take {how.timing.int8:.3f} of the float file's time on {how.timing.device}{mixed}")
 
 
+def print_int8(source: Path, quantized: Path) -> None:
+    """What became of a float file as int8, by the records beside it."""
+    from .export.fold import record_names
+    from .options import megabytes
+    from .records import Parity, Plan
+
+    parity, plan = (quantized.with_name(name) for name in record_names(quantized.name))
+    print_quantized(Plan.read(plan))
+    damage = damage_text(Parity.read(parity).damage)
+    print(f"{quantized}: {megabytes(source)} → {megabytes(quantized)}{damage}")
+
+
 def print_frontier(points: Sequence[FrontierPoint]) -> None:
     """Cost against the damage that is predicted, from dense downwards."""
     table = Table("kept", "MACs or weights", "factorised layers", "predicted damage", box=None, pad_edge=False)

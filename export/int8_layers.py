@@ -39,15 +39,14 @@ ALL_SIDES = tuple(Sides(before, after) for before in (False, True) for after in 
 
 @dataclass(frozen=True)
 class Around:
-    """The int8 nodes around one: what made its input and what reads its output, by name; None for anything else."""
+    """The int8 nodes around one: what made its inputs and what reads its output, by name; None for anything else."""
 
-    source: str | None
+    sources: tuple[str | None, ...]
     readers: tuple[str | None, ...]
 
     def sides(self, floats: Collection[str]) -> Sides:
-        """With these layers in float."""
-        around = [self.source, *self.readers]
-        before, *after = (name is not None and name not in floats for name in around)
+        """With these nodes in float."""
+        before, *after = (name is not None and name not in floats for name in (self.sources[0], *self.readers))
         return Sides(before, bool(after) and all(after))
 
 
@@ -76,11 +75,10 @@ def surroundings(proto: onnx.ModelProto) -> dict[str, Around]:
     def named(node: onnx.NodeProto | None) -> str | None:
         return node.name if node is not None and is_int8(node) else None
 
-    def source(node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """What made the input, before it was quantised."""
-        for _ in range(2):
-            node = makers[node.input[0]]
-        return makers.get(node.input[0])
+    def source(name: str) -> onnx.NodeProto | None:
+        """What made a value, before it was quantised."""
+        before = makers.get(makers[name].input[0])
+        return None if before is None else makers.get(before.input[0])
 
     def ends(name: str) -> list[onnx.NodeProto]:
         """What reads a value, once it is quantised."""
@@ -91,7 +89,10 @@ def surroundings(proto: onnx.ModelProto) -> dict[str, Around]:
         return found
 
     return {
-        node.name: Around(named(source(node)), tuple(named(end) for end in ends(node.output[0])))
+        node.name: Around(
+            tuple(named(source(name)) for name in node.input[: 2 if node.op_type == "Add" else 1]),
+            tuple(named(end) for end in ends(node.output[0])),
+        )
         for node in proto.graph.node
         if is_int8(node)
     }
@@ -129,6 +130,15 @@ def _times(place: Place, watch: Stopwatch) -> Times:
     return Times(own(1.0, frames_of(place)), int8)
 
 
+def with_additions(floats: Collection[str], around: Mapping[str, Around]) -> set[str]:
+    """With the Adds whose branches are all float then."""
+    found = set(floats)
+    for name, one in around.items():
+        if len(one.sources) > 1 and all(source is None or source in found for source in one.sources):
+            found.add(name)
+    return found
+
+
 def fastest_floats(times: Mapping[str, Times], around: Mapping[str, Around], kept: Collection[str]) -> set[str]:
     """The layers that had better stay float, beside those that are `kept` so: from all in int8, the run of layers that
     saves most is changed, and again, until none saves any.
@@ -136,8 +146,9 @@ def fastest_floats(times: Mapping[str, Times], around: Mapping[str, Around], kep
     names = [name for name in times if name in around and name not in kept]
 
     def total(floats: set[str]) -> float:
+        spread = with_additions(floats, around)
         return sum(
-            one.float_s if name in floats or name not in around else one.int8_s[around[name].sides(floats)]
+            one.float_s if name in floats or name not in around else one.int8_s[around[name].sides(spread)]
             for name, one in times.items()
         )
 

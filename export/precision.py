@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..errors import CheckFailed
 from ..records import Int8Timing
 from ..runtime.latency import Stopwatch, key_of
-from .int8_layers import fastest_floats, surroundings, timed_layers
+from .int8_layers import fastest_floats, surroundings, timed_layers, with_additions
 from .layers import layers_of
 from .reporting import Report
 
@@ -40,7 +40,8 @@ def by_time(
     timing = Int8Timing(device=device, threads=watch.options.threads, **ratios)
     if min(ratios, key=lambda name: ratios[name]) == "int8":
         return {}, timing
-    said = {name: times[name].int8_s[around[name].sides(slower)] / times[name].float_s for name in slower}
+    ways = with_additions({*kept, *slower}, around)
+    said = {name: one.int8_s[around[name].sides(ways)] / one.float_s for name, one in times.items() if name in slower}
     return {name: f"float: as int8 it takes {ratio:.2f} of the time there" for name, ratio in said.items()}, timing
 
 

@@ -220,8 +220,7 @@ def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Col
 
     copy = onnx.ModelProto()
     copy.CopyFrom(original)
-    constants = {one.name for one in copy.graph.initializer}
-    biases = [node.name for node in copy.graph.node if node.op_type == "Add" and constants.intersection(node.input)]
+    floats = [*keep, *_float_additions(copy, keep)]
     logging.getLogger().setLevel(logging.ERROR)  # the tool logs advice for its own command line
     with tool_errors():
         tool = QDQQuantizer(
@@ -232,7 +231,7 @@ def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Col
             activation_qType=QuantType.QUInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
-            nodes_to_exclude=[*keep, *biases],
+            nodes_to_exclude=floats,
             op_types_to_quantize=list(OPERATORS),
             extra_options={},
         )
@@ -241,6 +240,23 @@ def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Col
     found = tool.model.model
     if not any(one.data_type == TensorProto.INT8 for one in found.graph.initializer):
         raise InputError(f"expected layers to quantise ({', '.join(LAYERS)}), found none; there is nothing to gain")
+    return found
+
+
+def _float_additions(proto: onnx.ModelProto, keep: Collection[str]) -> list[str]:
+    """The names of Adds that stay float: of a bias, and of branches neither of which comes in int8."""
+    constants = {one.name for one in proto.graph.initializer}
+    in_int8: set[str] = set()
+    found = []
+    for node in proto.graph.node:
+        if node.op_type in LAYERS:
+            is_int8 = node.name not in keep
+        else:
+            is_int8 = node.op_type in OPERATORS and not in_int8.isdisjoint(node.input)
+        if node.op_type == "Add" and not (is_int8 and constants.isdisjoint(node.input)):
+            found.append(node.name)
+        elif is_int8:
+            in_int8.update(node.output)
     return found
 
 

@@ -14,7 +14,16 @@ import pytest
 from rankfold.devices import probe
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export.candidates import Place, place_of
-from rankfold.export.int8_layers import ALL_SIDES, Around, Sides, Times, fastest_floats, int8_models_of, surroundings
+from rankfold.export.int8_layers import (
+    ALL_SIDES,
+    Around,
+    Sides,
+    Times,
+    fastest_floats,
+    int8_models_of,
+    surroundings,
+    with_additions,
+)
 from rankfold.export.layers import layers_of
 from rankfold.export.quantize import Int8, quantized
 from rankfold.export.sessions import session
@@ -148,7 +157,7 @@ def test_a_run_of_layers_goes_together():
     """Each alone in float would cost its neighbours more than it saves."""
     names = list("abcdef")
     around = {
-        name: Around(names[index - 1] if index else None, (names[index + 1] if index < 5 else None,))
+        name: Around((names[index - 1] if index else None,), (names[index + 1] if index < 5 else None,))
         for index, name in enumerate(names)
     }
     times = {name: _times(10.0, 12.0) if name in "bcd" else _times(20.0, 3.0) for name in names}
@@ -163,15 +172,22 @@ def test_what_stands_around_a_layer(tmp_path):
     stem = net.op("Relu", net.conv("input", "stem", 8))
     x = net.op("Add", stem, net.conv(stem, "inner", 8))
     x = net.conv(net.op("Sigmoid", x), "last", 8)
-    small, *_ = quantized(opened(net, net.head(x), tmp_path), inputs(8, size=16), Int8(True, "minmax"), tmp_path, _fine)
+    model = opened(net, net.head(x), tmp_path)
+    small, *_ = quantized(model, inputs(8, size=16), Int8(True, "minmax"), tmp_path, _fine)
     found = surroundings(ir.to_proto(small))
     add = next(name for name in found if "dd" in name)
-    assert found["stem"].source is None
+    assert found["stem"].sources == (None,)
     assert set(found["stem"].readers) == {add, "inner"}
-    assert found["inner"] == Around("stem", (add,))
-    assert found["last"].source is None
+    assert found["inner"] == Around(("stem",), (add,))
+    assert found["last"].sources == (None,)
+    assert found[add].sources == ("stem", "inner")
     assert found["stem"].sides(()) == Sides(before=False, after=True)
     assert found["inner"].sides(["stem"]) == Sides(before=False, after=True)
+    assert with_additions({"stem"}, found) == {"stem"}
+    assert with_additions({"stem", "inner"}, found) == {"stem", "inner", add}
+    kept = Int8(True, "minmax", keep=("stem", "inner"))
+    small, *_ = quantized(model, inputs(8, size=16), kept, tmp_path, _fine)
+    assert add not in surroundings(ir.to_proto(small))
 
 
 def _places(folder: Path) -> list[Place]:
