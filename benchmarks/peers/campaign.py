@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from ...errors import CheckFailed, DeviceError
@@ -55,11 +55,16 @@ class Campaign:
     def __post_init__(self) -> None:
         self.rows = {row.config_hash: row for row in read(self.results, PeerRow)}
 
+    @cached_property
+    def tools(self) -> dict[str, Tool]:
+        """By name."""
+        return every_tool(self.subject, lambda *_: None)
+
     # --- the stages -----------------------------------------------------------------------------------------
 
     def walk(self, make: Callable[[Sequence[Point]], None], time_roughly: Callable[[], None]) -> None:
         """Grid, short contest, finalists, those that go on, int8."""
-        tools = every_tool(self.subject, lambda *_: None)
+        tools = self.tools
         for name in ALONE:
             for point in grid_of(tools[name], self.subject):
                 make(self._known([point]))
@@ -242,8 +247,7 @@ class Campaign:
 
         They share their shapes, and so their time.
         """
-        tools = every_tool(self.subject, lambda *_: None)
-        first = {self._hash(point) for tool in tools.values() for point in self.finalists(tool)}
+        first = {self._hash(point) for tool in self.tools.values() for point in self.finalists(tool)}
         found: dict[tuple[str, str, str], list[PeerRow]] = defaultdict(list)
         for key, point in self.points.items():
             row = self.rows[key]
@@ -292,7 +296,7 @@ class Campaign:
 
     def estimate(self) -> Iterator[tuple[str, int, float]]:
         """Each stage: what, how many, core-seconds on a slow core; the timing is at the end, by itself."""
-        tools = every_tool(self.subject, lambda *_: None)
+        tools = self.tools
         grids = {name: len(grid_of(tool, self.subject)) for name, tool in tools.items()}
         yield "points at 0 epochs", sum(grids.values()), A_POINT_S * sum(grids.values())
         yield "budgets searched by rankfold", grids[RANKFOLD], A_BUDGET_S * grids[RANKFOLD]
