@@ -137,7 +137,8 @@ class Rankfold(Planned):
         if quick:
             few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
             return [Setting(self.name, "budget 0.7, one form", few)]
-        wanted = [*((share, True) for share in BUDGETS), (BUDGETS[1], False)]
+        some = BUDGETS if self.subject.is_scored else BUDGETS[1:2]
+        wanted = [*((share, True) for share in some), (BUDGETS[1], False)]
         return [
             Setting(
                 self.name,
