@@ -29,6 +29,8 @@ from .timing import QUICK_PAIRS
 
 RESULTS, QUICK_RESULTS = Path("docs/results/peers.jsonl"), Path("runs/peers/quick.jsonl")
 
+QUICK_NETWORKS = ("resnet20", "dec3")
+
 
 def main() -> None:
     """Plan, run, time or show."""
@@ -47,8 +49,8 @@ def _do(given: argparse.Namespace) -> None:
         if not path.exists():
             raise InputError(f"{name} {path}: expected it to be there; see --help")
     places = Places(given.weights, given.data, given.chars, given.work, given.quick)
-    total_s = measuring_s = 0.0
-    for name in given.networks:
+    whole_s = 0.0
+    for name in given.networks or (QUICK_NETWORKS if given.quick else SUBJECTS):
         campaign = Campaign(SUBJECTS[name](places), results)
         if given.command == "run":
             campaign.workers, campaign.until = given.workers, time.monotonic() + 60 * given.minutes
@@ -58,13 +60,11 @@ def _do(given: argparse.Namespace) -> None:
             pairs = given.pairs or (QUICK_PAIRS if given.quick else None)
             campaign.measure(Options(pairs=pairs))
         else:
-            *stages, measuring = campaign.estimate()
-            for what, count, seconds in (*stages, measuring):
-                print(f"{name}: {count} {what}: {duration(seconds)}")
-            total_s, measuring_s = total_s + sum(s for *_, s in stages), measuring_s + measuring[2]
+            for stage in campaign.estimate():
+                print(f"{name}: {stage.count} {stage.what}: {duration(stage.seconds)}", flush=True)
+                whole_s += stage.seconds / (1 if stage.is_alone else given.workers)
     if given.command == "plan":
-        whole_s = total_s / given.workers + measuring_s
-        print(f"{given.workers} at a time, then measured alone: some {whole_s / 3600:.1f} hours")
+        print(f"{given.workers} at a time where that disturbs nothing: some {whole_s / 3600:.1f} hours")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an npz file")
         one.add_argument("--chars", type=Path, required=True, help="Chars74K as an npz file")
         one.add_argument("--work", type=Path, required=True, help="folder for networks, trainings and benches")
-        one.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+        one.add_argument("--networks", nargs="+", choices=SUBJECTS, help=f"of a quick run {', '.join(QUICK_NETWORKS)}")
     for one in (planning, going):
         one.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="at a time, a thread each")
     going.add_argument("--minutes", type=float, default=1e6, help="stop then; the same command goes on")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from ...errors import CheckFailed, DeviceError
@@ -23,7 +23,7 @@ from ..answers import Answers, Found
 from ..command import stopwatch_here
 from ..rows import read, write
 from ..training import side_by_side
-from .finalists import BANDS, EPOCHS, QUICK_BANDS, QUICK_EPOCHS, WEIGHTS, best, chosen, finalists
+from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists
 from .making import every_tool, grid_of, in_worker, scored
 from .own import DENSE, INT8, NARROW, RANKFOLD
 from .points import Point
@@ -37,7 +37,8 @@ ALONE = (DENSE, RANKFOLD)  # they come first, one at a time: what they time must
 SECONDS_AN_IMAGE = {"resnet20": 5.5e-3, "dec3": 5.5e-3}  # of training the dense one, on one slow core, beside another
 DISTILLING, SMALLER = 1.4, 0.7  # a step with the teacher beside it; a step of a smaller network
 DENSE_EPOCHS, MUCH_SMALLER = 25, 0.6  # of Dec3; a step of the narrower ones, half of them with a teacher
-A_POINT_S, A_BUDGET_S, A_PAIR_S, PAIRS = 20.0, 300.0, 4.0, 12  # half of the pairs again by a bare loop
+A_POINT_S, A_BUDGET_S, A_BATCH = 15.0, 180.0, 64
+A_PAIR_S, PAIRS = 4.0, 12  # half of the pairs again by a bare loop
 
 
 @dataclass
@@ -55,11 +56,16 @@ class Campaign:
     def __post_init__(self) -> None:
         self.rows = {row.config_hash: row for row in read(self.results, PeerRow)}
 
+    @cached_property
+    def tools(self) -> dict[str, Tool]:
+        """By name."""
+        return every_tool(self.subject, lambda *_: None)
+
     # --- the stages -----------------------------------------------------------------------------------------
 
     def walk(self, make: Callable[[Sequence[Point]], None], time_roughly: Callable[[], None]) -> None:
         """Grid, short contest, finalists, those that go on, int8."""
-        tools = every_tool(self.subject, lambda *_: None)
+        tools = self.tools
         for name in ALONE:
             for point in grid_of(tools[name], self.subject):
                 make(self._known([point]))
@@ -67,31 +73,37 @@ class Campaign:
         make(self._known([point for tool in others for point in grid_of(tool, self.subject)]))
         time_roughly()
         learners = [tool for tool in tools.values() if isinstance(tool, ModuleTool) and self.subject.is_scored]
-        short, long = QUICK_EPOCHS if self.subject.places.quick else EPOCHS
-        make(self._known([p for tool in learners for p in self._after(self.finalists(tool), short, WEIGHTS)]))
-        make(self._known([p for tool in learners for p in self._on(tool, short, long)]))
+        is_quick, (short, long), (distilled, labels) = self.subject.places.quick, EPOCHS, WEIGHTS
+        first = QUICK_EPOCH if is_quick else short
+        make(self._known([p for tool in learners for p in self._after(self.finalists(tool), first, distilled)]))
+        if not is_quick:
+            make(self._known([p for tool in learners for p in self._on(tool, short, short, labels)]))
+            make(self._known([p for tool in learners for p in self._on(tool, short, long)]))
         make(self._known([p for tool in tools.values() for p in self._quantised(tool)]))
 
     def finalists(self, tool: Tool) -> list[Point]:
         """Of a tool's grid."""
-        bands = QUICK_BANDS if self.subject.places.quick else BANDS
         grid = {self._hash(point): point for point in grid_of(tool, self.subject)}
         rows = {key: self.rows[key] for key in grid if key in self.rows}
-        return [grid[key] for key in finalists(rows, bands)]
+        return [grid[key] for key in finalists(rows, self._bands)]
+
+    @property
+    def _bands(self) -> Sequence[tuple[float, float]]:
+        return BANDS if self.subject.is_scored and not self.subject.places.quick else ONE_BAND
 
     @staticmethod
-    def _after(points: Iterable[Point], epochs: float, weights: Sequence[float]) -> list[Point]:
-        return [Point(point.setting, epochs, weight) for point in points for weight in weights]
+    def _after(points: Iterable[Point], epochs: float, weight: float) -> list[Point]:
+        return [Point(point.setting, epochs, weight) for point in points]
 
-    def _on(self, tool: Tool, short: float, long: float) -> list[Point]:
-        """A tool's best after the short training, for the long one."""
+    def _on(self, tool: Tool, short: float, epochs: float, weight: float | None = None) -> list[Point]:
+        """A tool's best after the short training, for another; as it learned before where no weight is given."""
         learned = self._rows_of(tool, lambda point: point.epochs == short and point.int8 is None)
         key = best(learned, self.dense.validation_accuracy or 0.0) if learned else None
         if key is None:
             return []
         point = self.points[key]
         assert point.weight is not None, "it has learned"
-        return self._after([point], long, [point.weight])
+        return self._after([point], epochs, point.weight if weight is None else weight)
 
     def _quantised(self, tool: Tool) -> list[Point]:
         """A tool's best network and its most accurate one, by the setting that costs the dense one least."""
@@ -242,8 +254,7 @@ class Campaign:
 
         They share their shapes, and so their time.
         """
-        tools = every_tool(self.subject, lambda *_: None)
-        first = {self._hash(point) for tool in tools.values() for point in self.finalists(tool)}
+        first = {self._hash(point) for tool in self.tools.values() for point in self.finalists(tool)}
         found: dict[tuple[str, str, str], list[PeerRow]] = defaultdict(list)
         for key, point in self.points.items():
             row = self.rows[key]
@@ -290,25 +301,41 @@ class Campaign:
 
     # --- how long it takes ----------------------------------------------------------------------------------
 
-    def estimate(self) -> Iterator[tuple[str, int, float]]:
-        """Each stage: what, how many, core-seconds on a slow core; the timing is at the end, by itself."""
-        tools = every_tool(self.subject, lambda *_: None)
-        grids = {name: len(grid_of(tool, self.subject)) for name, tool in tools.items()}
-        yield "points at 0 epochs", sum(grids.values()), A_POINT_S * sum(grids.values())
-        yield "budgets searched by rankfold", grids[RANKFOLD], A_BUDGET_S * grids[RANKFOLD]
+    def estimate(self) -> Iterator[Stage]:
+        """All that there is to do, if nothing is there yet; not of a quick run."""
+        subject, tools = self.subject, self.tools
+        settings = [
+            point.setting for name, tool in tools.items() if name != RANKFOLD for point in grid_of(tool, subject)
+        ]
+        budgets = len(grid_of(tools[RANKFOLD], subject))
+        yield Stage("budgets searched by rankfold", budgets, budgets * A_BUDGET_S, is_alone=True)
+        yield Stage("other settings", len(settings), len(settings) * A_POINT_S)
         learners = sum(isinstance(tool, ModuleTool) and tool.missing is None for tool in tools.values())
-        finals = len(BANDS) * learners
-        if self.subject.is_scored:
-            epoch_s = SECONDS_AN_IMAGE[self.subject.name] * len(self.subject.data.train)
-            short, long = EPOCHS
-            narrow = len(grid_of(tools[NARROW], self.subject)) if self.subject.is_taught else 0
-            yield "narrower ones, as long as the dense one", narrow, narrow * DENSE_EPOCHS * epoch_s * MUCH_SMALLER
-            both = short * epoch_s * SMALLER * (1 + DISTILLING)
-            yield "finalists, from labels and distilled", 2 * finals, finals * both
-            yield "a tool's best, for longer", learners, learners * long * epoch_s * SMALLER * DISTILLING
-        yield "int8", 2 * learners, 2 * learners * A_POINT_S
-        variants = finals + 2 * learners
-        yield "networks in launch pairs", variants, variants * PAIRS * A_PAIR_S
+        finals = len(self._bands) * learners
+        if subject.is_scored:
+            image_s = SECONDS_AN_IMAGE[subject.name]
+            epoch_s = image_s * len(subject.data.train)
+            steps = [setting.arguments["steps"] for setting in settings if "steps" in setting.arguments]
+            yield Stage("trainings that are part of a tool", len(steps), sum(steps) * A_BATCH * image_s)
+            narrow = sum(setting.tool == NARROW for setting in settings) if subject.is_taught else 0
+            yield Stage("narrower networks, trained", narrow, narrow * DENSE_EPOCHS * epoch_s * MUCH_SMALLER)
+            short, long = (epochs * epoch_s * SMALLER for epochs in EPOCHS)
+            yield Stage("trainings of finalists", finals + learners, short * (finals * DISTILLING + learners))
+            yield Stage("longer trainings", learners, learners * long * DISTILLING)
+        quantised = (2 if subject.is_scored else 1) * learners
+        yield Stage("networks in int8", quantised, quantised * A_POINT_S)
+        timed = finals + quantised
+        yield Stage("networks in launch pairs", timed, timed * PAIRS * A_PAIR_S, is_alone=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Something to do: how many, and seconds of a slow core; `is_alone`: nothing else runs meanwhile."""
+
+    what: str
+    count: int
+    seconds: float
+    is_alone: bool = False
 
 
 def _name(row: PeerRow) -> tuple[object, ...]:

@@ -1,10 +1,11 @@
 """Who learns on, and who is chosen: rules that look at validation accuracy and time alone, the same for all tools.
 
 bands      by a short contest, a network's share of the dense one's time. A tool's finalist in each band has the best
-           validation accuracy at 0 epochs, in whole points; of several with as many, the one with the most MACs
-1 epoch    every finalist, from labels alone and with distillation
-5 epochs   a tool's best finalist, by whichever of the two did better: the fastest that is within NEAR of the dense
-           network's validation accuracy, else the most accurate
+           validation accuracy at 0 epochs, in whole points; of several with as many, the one with the most MACs. There
+           is one band where nothing is scored, and in a quick run, which has a part of an epoch and no more
+1 epoch    every finalist, with distillation; a tool's best one from labels alone, too: the fastest that is within NEAR
+           of the dense network's validation accuracy, else the most accurate
+5 epochs   a tool's best one, by whichever of the two did better
 int8       the dense network by each setting of ONNX Runtime's tool; by the best of these then each tool's best network,
            and its most accurate one
 chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy; of several with
@@ -19,10 +20,9 @@ from typing import TypeVar
 from ...records import DistillSpec, PeerRow
 from .own import DENSE, RANKFOLD
 
-BANDS = ((0.0, 0.6), (0.6, 0.8), (0.8, 0.95))
-QUICK_BANDS = ((0.0, 0.95),)
-EPOCHS, QUICK_EPOCHS = (1.0, 5.0), (0.25, 0.5)
-WEIGHTS = (0.0, DistillSpec().weight)
+BANDS, ONE_BAND = ((0.0, 0.65), (0.65, 0.92)), ((0.0, 0.95),)
+EPOCHS, QUICK_EPOCH = (1.0, 5.0), 0.25
+WEIGHTS = (DistillSpec().weight, 0.0)
 NEAR, DROP = 0.01, 0.005
 Key = TypeVar("Key")
 Rows = Mapping[Key, PeerRow]

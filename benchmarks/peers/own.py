@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +41,22 @@ CALIBRATED = (128, 512)  # images
 _SETTLED, _BATCH = 1024, 128
 
 
+@cache
+def here() -> Facts:
+    """This machine."""
+    with LocalTransport().launch() as process:
+        return probe.facts(process)
+
+
 @dataclass(frozen=True)
 class Dense:
     """The network itself: what all are compared with."""
 
     subject: Subject
-    name: ClassVar[str] = DENSE
-    lines: ClassVar[int] = 0
-    example: ClassVar[str] = "torch.onnx.export, then onnxsim"
-    missing: ClassVar[str | None] = None
+    name: str = DENSE
+    lines: int = 0
+    example: str = "torch.onnx.export, then onnxsim"
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         """One."""
@@ -67,10 +73,10 @@ class Narrow:
 
     subject: Subject
     say: Say = silent
-    name: ClassVar[str] = NARROW
-    lines: ClassVar[int] = 1
-    example: ClassVar[str] = "benchmarks/slices.py cuts ResNets; --set model.arguments={widths=[…]} trains others"
-    missing: ClassVar[str | None] = None
+    name: str = NARROW
+    lines: int = 1
+    example: str = "benchmarks/slices.py cuts ResNets; --set model.arguments={widths=[…]} trains others"
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         """Widths on the tile, uniform and not; where it trains, from labels and taught by the dense one."""
@@ -119,19 +125,20 @@ class Rankfold(Planned):
     """`rankfold compress` by measured time, then `rankfold train --plan`."""
 
     report: Report = unreported
-    name: ClassVar[str] = RANKFOLD
-    lines: ClassVar[int] = 2
-    example: ClassVar[str] = (
+    name: str = RANKFOLD
+    lines: int = 2
+    example: str = (
         "docs/deploying.md: rankfold compress dense.onnx -o model.onnx --budget 0.5 --widths --data calibration.npz"
     )
-    missing: ClassVar[str | None] = None
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         """Budgets of time, with narrower layers and without; a quick run has one form, and few images."""
         if quick:
             few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
             return [Setting(self.name, "budget 0.7, one form", few)]
-        wanted = [*((share, True) for share in BUDGETS), (BUDGETS[1], False)]
+        some = BUDGETS if self.subject.is_scored else BUDGETS[1:2]
+        wanted = [*((share, True) for share in some), (BUDGETS[1], False)]
         return [
             Setting(
                 self.name,
@@ -155,10 +162,10 @@ class Rankfold(Planned):
 class EnergySvd(Planned):
     """Every layer cut at the same share of Σσ, where that saves MACs."""
 
-    name: ClassVar[str] = ENERGY
-    lines: ClassVar[int] = 25
-    example: ClassVar[str] = "torch.linalg.svd of every kernel, two layers for one: the textbook's"
-    missing: ClassVar[str | None] = None
+    name: str = ENERGY
+    lines: int = 25
+    example: str = "torch.linalg.svd of every kernel, two layers for one: the textbook's"
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         """Forms, energies, and ranks as they fall or on the tile."""
@@ -185,14 +192,14 @@ class OrtInt8:
     """Static int8 by ONNX Runtime's own tool."""
 
     subject: Subject
-    name: ClassVar[str] = INT8
-    lines: ClassVar[int] = 12
-    example: ClassVar[str] = "onnxruntime.ai, Quantize ONNX Models: quantize_static; rankfold quantize does it in one"
-    missing: ClassVar[str | None] = None
+    name: str = INT8
+    lines: int = 12
+    example: str = "onnxruntime.ai, Quantize ONNX Models: quantize_static; rankfold quantize does it in one"
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         """How many images the ranges come from, and whether weights keep 7 bits where the CPU needs it."""
-        bits = (True, False) if needs_reduced_range(self._facts.isa) else (False,)
+        bits = (True, False) if needs_reduced_range(here().isa) else (False,)
         return [
             Setting(
                 self.name,
@@ -210,14 +217,9 @@ class OrtInt8:
             target.name,
             data=self.subject.calibration(),
             how=Preprocess(),
-            tile=self._facts.tile,
+            tile=here().tile,
             **setting.arguments,
         )
-
-    @cached_property
-    def _facts(self) -> Facts:
-        with LocalTransport().launch() as process:
-            return probe.facts(process)
 
 
 OWN = (Dense, Rankfold, Narrow, EnergySvd, OrtInt8)

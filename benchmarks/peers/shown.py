@@ -148,6 +148,7 @@ def draw(results: Path) -> None:
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     rows = [row for row in read(results, PeerRow) if row.time is not None]
     names = _networks(rows)
@@ -165,10 +166,10 @@ def draw(results: Path) -> None:
                 _scatter(axes, [row for row in mine if row.tool == tool], tool, colour, is_scored=is_scored)
             label = "validation accuracy, %" if is_scored else "MACs, millions"
             axes.set(title=name, xlabel="measured time, share of the dense network's", ylabel=label)
-        handles = [plt.Line2D([], [], color=colour, marker="o", ls="", label=tool) for tool, colour in colours.items()]
+        handles = [Line2D([], [], color=colour, marker="o", ls="", label=tool) for tool, colour in colours.items()]
         handles += [
-            plt.Line2D([], [], color="k", marker="o", ls="", mfc="none", label="0 epochs"),
-            plt.Line2D([], [], color="k", marker="s", ls="", label="int8"),
+            Line2D([], [], color="k", marker="o", ls="", mfc="none", label="0 epochs"),
+            Line2D([], [], color="k", marker="s", ls="", label="int8"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
         with replacing(results.with_suffix(".svg")) as temporary:

@@ -199,7 +199,7 @@ class Dec3(Subject):
     """Dec3 at half width, trained here; so is a narrower one, as long, from labels or taught by the dense one."""
 
     name = "dec3"
-    narrower = ((16, 64, 128), (32, 32, 64), (16, 48, 96), (16, 32, 64), (16, 16, 32))
+    narrower = ((16, 64, 128), (16, 48, 96), (16, 32, 64), (16, 16, 32))
     is_taught = True
 
     def dense(self, say: Say = silent) -> nn.Module:

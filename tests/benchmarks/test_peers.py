@@ -68,11 +68,11 @@ def test_a_finalist_is_the_most_accurate_in_its_band_of_time():
         "as good but smaller": row(accuracy=0.504, roughly=0.5, macs=900),
         "worse": row(accuracy=0.3, roughly=0.59),
         "slower": row(accuracy=0.8, roughly=0.8),
-        "slower yet": row(accuracy=0.4, roughly=0.95),
+        "slower yet": row(accuracy=0.4, roughly=0.92),
         "slow": row(accuracy=0.9, roughly=0.97),
         "failed": row(accuracy=None, failed="no"),
     }
-    assert finalists.finalists(rows, BANDS) == ["fast", "slower", "slower yet"]
+    assert finalists.finalists(rows, BANDS) == ["fast", "slower"]
     assert finalists.finalists({"slow": rows["slow"], "failed": rows["failed"]}, BANDS) == ["slow"]
     assert finalists.finalists({"failed": rows["failed"]}, BANDS) == []
 
@@ -136,7 +136,10 @@ class ByMacs(own.Rankfold):
 class Broken:
     """Whatever a library raises."""
 
-    name, lines, example, missing = "broken", 1, "nowhere", None
+    name = "broken"
+    lines = 1
+    example = "nowhere"
+    missing: str | None = None
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
         return [Setting(self.name, "any")]
@@ -148,7 +151,8 @@ class Broken:
 class Absent(Broken):
     """A library that is not installed."""
 
-    name, missing = "absent", "absent is not installed"
+    name = "absent"
+    missing = "absent is not installed"
 
 
 @pytest.fixture
@@ -169,13 +173,11 @@ def places(tmp_path: Path, monkeypatch) -> Places:
         lambda subject, *_: [own.Dense(subject), ByMacs(subject), own.Narrow(subject), own.OrtInt8(subject)],
     )
     monkeypatch.setattr(campaign, "EPOCHS", (0.5, 1.0))
-    monkeypatch.setattr(campaign, "WEIGHTS", (0.9,))
     monkeypatch.setattr(campaign, "side_by_side", one_after_the_other)
     monkeypatch.setattr(campaign, "stopwatch_here", lambda: None)
     monkeypatch.setattr(campaign, "roughly", lambda watch, dense, files, report: dict.fromkeys(files, 0.5))
     monkeypatch.setattr(campaign, "in_pairs", made_up)
-    costs = dict.fromkeys(("fold s", "onnxsim s"), 2.0)
-    monkeypatch.setattr(campaign, "toolchain", lambda *_: Found(costs))
+    monkeypatch.setattr(campaign, "toolchain", lambda *_: Found({"fold s": 2.0, "onnxsim s": 2.0}))
     monkeypatch.setattr(campaign, "duel", lambda *_: (compared(1.1), compared(1.2)))
     monkeypatch.setattr(finalists, "DROP", 1.0)
     if not SOAK:
@@ -232,8 +234,9 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
         (NARROW, "8-8-16", 0, None, "fp32"),
         (INT8, bits, 0, None, "int8"),
         (RANKFOLD, half, 0.5, 0.9, "fp32"),
-        (RANKFOLD, half, 1, 0.9, "fp32"),
+        (RANKFOLD, half, 0.5, 0, "fp32"),
     } <= made
+    assert {(tool, kind) for tool, _, epochs, _, kind in made if epochs == 1} >= {(RANKFOLD, "fp32"), (NARROW, "fp32")}
     assert {(tool, kind) for tool, *_, kind in made} >= {(RANKFOLD, "int8"), (NARROW, "int8")}
     (broken,) = (r for r in rows.values() if r.failed)
     assert (broken.tool, broken.failed) == ("broken", "KeyError: 'out of a library'")
@@ -250,8 +253,10 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
 
     again.measure(Options())
     timed = [one for one in again.rows.values() if one.time is not None]
-    assert {one.time.speedup for one in timed if one.tool == RANKFOLD and one.precision == "fp32"} == {2.0}
-    assert not any(one.time for one in timed if one.failed)
+    ours = [one.time for one in timed if one.tool == RANKFOLD and one.precision == "fp32"]
+    assert len(ours) == 4
+    assert {one.speedup for one in ours if one is not None} == {2.0}
+    assert not any(one.failed for one in timed)
     tested = [(one.tool, one.precision) for one in timed if one.test_accuracy is not None]
     assert tested[0] == (DENSE, "fp32")
     assert sorted((tool == RANKFOLD, kind) for tool, kind in tested[1:]) == [
