@@ -21,7 +21,7 @@ from ..conftest import SOAK
 from ..train.recipes import toml
 
 _PATIENCE_S = 120.0  # until a child has saved something; a slow machine imports torch for half a minute
-STEPS = 200  # a training that is not done before Ctrl-C has reached it
+STEPS = 100  # a training that is not done before Ctrl-C has reached it
 MODULE = (sys.executable, "-P", "-m", "rankfold.benchmarks.compare")
 OPTIONS = ("spec.toml", "--out", "out", "--jobs", "2", "--pairs", "2", "--results", "rows.jsonl")
 NAMES = ["dense", "compact", "svd"]
