@@ -161,8 +161,12 @@ def print_quantized(plan: Plan) -> None:
         f"ranges by {how.method}{pairs}, weights of {how.weight_bits} bits; output error by {tried} "
         f"(ranges from {how.n_ranges} inputs, judged on {judged})"
     )
-    for name in how.floats:
-        print(plain(f"{name}: {plan.layers[name].reason}"))
+    if how.floats:
+        print(
+            plain(
+                f"{len(how.floats)} of {len(plan.layers)} layers stay float, the plan says why: {', '.join(how.floats)}"
+            )
+        )
     if how.timing is not None:
         mixed = "" if how.timing.mixed is None else f", with the faster layers in float {how.timing.mixed:.3f}"
         print(f"all layers in int8 take {how.timing.int8:.3f} of the float file's time on {how.timing.device}{mixed}")

@@ -209,7 +209,8 @@ def _equalized(original: onnx.ModelProto, seen: Samples) -> tuple[ir.Model, list
     for values in Walk(original, seen).peek([pair.between for pair in pairs]) if pairs else ():
         for pair, value in zip(pairs, values, strict=True):
             found = np.abs(np.moveaxis(value, pair.axis, 0)).reshape(value.shape[pair.axis], -1).max(axis=1)
-            largest[pair.between] = np.maximum(largest.get(pair.between, found), found)
+            known = largest.get(pair.between)
+            largest[pair.between] = found if known is None else np.maximum(known, found)
     equalize(pairs, largest)
     return model, [pair.first.name for pair in pairs]
 

@@ -71,7 +71,8 @@ class Ranges:
             size = fixed_batch(self.proto) or 1
             for start in range(0, samples.count - size + 1, size):
                 self.report(f"reading ranges, {kind}", start, samples.count)
-                calibrator.collect_data(_Reader(samples.read(start, start + size)))
+                reader: Any = _Reader(samples.read(start, start + size))
+                calibrator.collect_data(reader)
             self.report(f"reading ranges, {kind}", samples.count, samples.count)
         return calibrator
 

@@ -30,6 +30,7 @@ from rankfold.export.sessions import session
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options
 
+from ..conftest import SOAK
 from ..runtime.fake_device import FakeDevice
 from .nets import Net
 from .test_quantize import inputs, opened
@@ -96,6 +97,7 @@ def test_layers_that_int8_makes_slower_stay_float(tmp_path):
     assert not in_int8 & set(floats)
 
 
+@pytest.mark.skipif(not SOAK, reason="times as many candidates again: in soak")
 def test_the_whole_file_has_the_last_word(tmp_path):
     """Alone the wide layers seem faster in float here; in place they are not."""
     device = FakeDevice({}, time_of=lambda path: seconds(path) * (3 if _is_mixed(path) else 1))

@@ -75,13 +75,13 @@ def _saved(folder: Path) -> Path:
 
 def test_one_input_in_memory_at_a_time(tmp_path):
     most = []
-    samples = inputs(40)
-    counted = Samples("noise", 40, None, lambda start, stop: most.append(stop - start) or samples.read(start, stop))
+    samples = inputs(8)
+    counted = Samples("noise", 8, None, lambda start, stop: most.append(stop - start) or samples.read(start, stop))
     seen = Ranges(onnx.load(_saved(tmp_path)), counted, ["Conv"], tmp_path)
     for method in METHODS:
         seen.by(method)
     assert set(most) == {1}
-    assert len(most) == 3 * 40  # the percentiles share their histograms
+    assert len(most) == 3 * 8  # the percentiles share their histograms
 
 
 def test_an_outlier_is_cut_off_and_that_is_found_out_on_other_inputs(tmp_path):
@@ -126,7 +126,8 @@ def test_relus_vanish_and_two_branches_are_added_in_int8_but_no_bias(tmp_path):
     small, _, _ = quantize(opened(net, net.head(x), tmp_path), inputs(40), Int8(True, "minmax"), tmp_path)
     assert "Relu" not in {node.op_type for node in small.graph}
     branches, _ = (node for node in small.graph if node.op_type == "Add")
-    assert {value.producer().op_type for value in branches.inputs} == {"DequantizeLinear"}
+    producers = [value.producer() for value in branches.inputs if value is not None]
+    assert [node.op_type for node in producers if node is not None] == ["DequantizeLinear"] * 2
     assert "shift" in small.graph.initializers
 
 
