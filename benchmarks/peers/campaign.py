@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from ...errors import CheckFailed, DeviceError
+from ...files import locked
 from ...records import PeerRow
 from ...runtime.turns import Options
 from ...terminal import bars
@@ -164,9 +165,12 @@ class Campaign:
     # --- making ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All that is missing up to `until`. Raises CheckFailed where that came too early."""
-        self.prepare()
-        self.walk(self.make, self.time_roughly)
+        """All that is missing up to `until`, after any other run in the same folder. Raises CheckFailed where that came
+        too early.
+        """
+        with locked(self.subject.folder / "lock"):
+            self.prepare()
+            self.walk(self.make, self.time_roughly)
 
     def prepare(self) -> None:
         """The dense network, its file and the calibration images; what a killed process left half done goes."""

@@ -31,7 +31,7 @@ from ...terminal import progress
 from ...train.data.dataset import Split
 from ...train.trainer import RECORD, Progress, Start, train
 from ..training import Told
-from .own import INT8, own
+from .own import INT8, Dense, own
 from .points import MODEL, Point
 from .registry import tools
 from .subjects import SEED, SUBJECTS, Places, Subject
@@ -103,12 +103,13 @@ def row_of(point: Point, subject: Subject, say: Say) -> PeerRow:
         except Exception as error:  # noqa: BLE001 (whatever a foreign library raises: its row says so, others go on)
             return row.model_copy(update={"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
     file = point.file(subject)
-    costs = count(point.in_float.file(subject))  # int8 changes neither MACs nor how many numbers there are
+    kind = precision(file)
+    costs = count(_in_float(point, kind, subject))
     found = scored(file, subject, "validation") if subject.is_scored else None
     trained = point.in_float.folder(subject) / RECORD
     return row.model_copy(
         update={
-            "precision": precision(file),
+            "precision": kind,
             "validation_accuracy": found and found.value,
             "validation_n": found and found.n,
             "macs": costs.macs,
@@ -118,6 +119,13 @@ def row_of(point: Point, subject: Subject, say: Say) -> PeerRow:
             "train_s": TrainRecord.read(trained).train_s if trained.exists() else 0.0,
         }
     )
+
+
+def _in_float(point: Point, kind: str, subject: Subject) -> Path:
+    """The network before int8, which changes neither MACs nor how many numbers there are."""
+    if kind == "int8" and point.int8 is None:
+        return Point(Dense(subject).settings(subject.name, subject.places.quick)[0]).file(subject)
+    return point.in_float.file(subject)
 
 
 def _seconds(point: Point, subject: Subject) -> float:

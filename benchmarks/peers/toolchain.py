@@ -26,6 +26,7 @@ from ...export.sessions import session
 from ...runtime.measure import measure
 from ...runtime.turns import Options
 from ..answers import Found
+from .installed import quiet
 from .subjects import Subject
 
 WARM_UP, RUNS = 50, 500
@@ -62,7 +63,10 @@ def _seconds(step: Callable[[], object]) -> float:
 def _exported(module: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
     """As torch's documentation shows it."""
     batch = ({0: torch.export.Dim("batch")},)
-    torch.onnx.export(module, (example,), path, dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=batch)
+    with quiet():
+        torch.onnx.export(
+            module, (example,), path, dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=batch
+        )
 
 
 def _simplified(path: Path) -> None:

@@ -241,6 +241,7 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
     (broken,) = (r for r in rows.values() if r.failed)
     assert (broken.tool, broken.failed) == ("broken", "KeyError: 'out of a library'")
     assert all(r.validation_n == 20 and r.size_bytes for r in rows.values() if not r.failed)
+    assert len({(r.macs, r.parameters) for r in rows.values() if r.tool in (DENSE, INT8)}) == 1
     assert capsys.readouterr().out.count("\n") == len(rows)
 
     begun = {key: one for key, one in rows.items() if one.epochs == 1}  # what has its file is scored anew, not made
