@@ -9,5 +9,6 @@ ablation.py  what each part of the training is worth: arms.py has the networks, 
 choosing.py  plans by measured time: questions.py and rivals.py ask, answers.py keeps what was answered,
              subject.py and shapes.py have the networks, placing.py brings methods to an equal drop
 counted.py   do instructions on an emulated board rank convolutions as time here does
+rounding.py  what widths off the tile cost a MobileNetV2: a peer's file, ours, and the peer's cured
 *.toml       the comparisons: demo (built-in glyphs), chars74k
 """

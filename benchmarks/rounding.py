@@ -55,7 +55,7 @@ from .subject import Subject
 RESULTS, WORK = Path("docs/results/rounding.jsonl"), Path("runs/rounding")
 RATIOS = (0.15, 0.3, 0.45)  # of every layer's channels
 TRIED = tuple(share / 20 for share in range(1, 14))  # for the rounded one
-TIME_S, PAIRS = 45.0, 8
+TIME_S, PAIRS = 30.0, 8
 IMAGES = torch.zeros(2, 3, 32, 32)
 CURE = "all widths padded"
 BLOCKED = "com.microsoft.nchwc"
@@ -198,8 +198,8 @@ def main() -> None:
             answers = Answers(given.results, machine_of(watch.facts), 1, 0)
             with bars() as new_bar, TemporaryDirectory(prefix="rankfold-") as folder:
                 report = progress(new_bar)
-                all_files = {ratio: files_of(ratio, watch.facts.tile, given.work, report) for ratio in RATIOS}
-                for ratio, paths in all_files.items():
+                for ratio in RATIOS:
+                    paths = files_of(ratio, watch.facts.tile, given.work, report)
                     identity = [*map(sha256_of, paths.values()), version("torch-pruning"), given.time, PAIRS]
                     ask = partial(compared, paths, watch, Path(folder), given.time, report)
                     answers.once("rounding", f"mobilenetv2, ratio {ratio:g}", identity, ask)

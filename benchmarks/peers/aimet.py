@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import CheckFailed
 from ...train.data import Dataset
@@ -16,13 +15,13 @@ from .tools import FileTool, Setting
 class Aimet:
     """It imports torchvision, which the package index has no build of that loads beside torch's for CPUs."""
 
-    name: ClassVar[str] = "AIMET, spatial SVD"
-    lines: ClassVar[int] = 20
-    example: ClassVar[str] = (
+    name: str = "AIMET, spatial SVD"
+    lines: int = 20
+    example: str = (
         "docs, Spatial SVD: aimet_torch.compress.ModelCompressor.compress_model(model, eval_callback, …, "
         "compress_scheme=CompressionScheme.spatial_svd, cost_metric=CostMetric.mac, parameters=params)"
     )
-    missing: ClassVar[str | None] = (
+    missing: str | None = (
         "aimet-torch 2.42.0 imports torchvision, whose 0.28.0 for torch 2.13 fails to load beside torch's CPU build: "
         "operator torchvision::nms does not exist"
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -27,9 +26,9 @@ PRESETS, QUICKLY_CORRECTED = ("PERFORMANCE", "MIXED"), (True, False)
 class Nncf:
     """Weights a channel at a time, activations by their range on calibration images, biases corrected."""
 
-    name: ClassVar[str] = "NNCF, int8"
-    lines: ClassVar[int] = 5
-    example: ClassVar[str] = (
+    name: str = "NNCF, int8"
+    lines: int = 5
+    example: str = (
         "README, Post-Training Quantization, ONNX: calibration_dataset = nncf.Dataset(dataset, transform_fn); "
         "quantized_model = nncf.quantize(onnx_model, calibration_dataset)"
     )

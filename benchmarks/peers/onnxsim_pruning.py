@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,9 +32,9 @@ class OnnxsimPruning:
     ranking, which leaves coupled layers as they are. It rounds nothing.
     """
 
-    name: ClassVar[str] = "onnxsim, structured pruning"
-    lines: ClassVar[int] = 3
-    example: ClassVar[str] = (
+    name: str = "onnxsim, structured pruning"
+    lines: int = 3
+    example: str = (
         "the text of onnxsim.apply_structured_pruning(model, sparsity=0.5, importance_norm='l2', "
         "global_sparsity=False) and of apply_structured_wanda_pruning(…, calibration_data=[{'input': batch}, …])"
     )
@@ -110,7 +110,7 @@ def _layer(layer: nn.Conv2d | nn.Linear, weight: NDArray[Any], bias: NDArray[Any
         )
     made.weight.data = torch.from_numpy(weight)
     if bias is not None:
-        made.bias.data = torch.from_numpy(bias)
+        made.bias.data = torch.from_numpy(bias)  # pyright: ignore[reportOptionalMemberAccess]
     return made
 
 

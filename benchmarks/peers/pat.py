@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ ROUND_TO = (None, 16)
 class Pat:
     """Kernels as o×(i h w), the only matrix it knows: a kernel to r channels and a 1×1 from them."""
 
-    name: ClassVar[str] = "torchao PAT, then SVD"
-    lines: ClassVar[int] = 16
-    example: ClassVar[str] = (
+    name: str = "torchao PAT, then SVD"
+    lines: int = 16
+    example: str = (
         "torchao/prototype/pat/README.md, Optimizer-only interface: parameter groups with group_type and prox_type "
         "into torch.optim.SGD, then PruneOptimizer(base_optimizer, warmup_steps=10, reg_lambda=2e-4); here SVDGrouper "
         "with ProxNuclearNorm or MinRankConstraint, and ranks as its insert_svd_modules_ takes them"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ QUICK_STEPS = 20
 class Magnitude:
     """The README's own pruner: L2 norms of groups, layer by layer or all layers in one ranking."""
 
-    name: ClassVar[str] = "Torch-Pruning, magnitude"
-    lines: ClassVar[int] = 7
-    example: ClassVar[str] = (
+    name: str = "Torch-Pruning, magnitude"
+    lines: int = 7
+    example: str = (
         "README, High-level Pruners: tp.pruner.BasePruner(model, example_inputs, importance="
         "tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=[model.fc], round_to=8).step()"
         "; Global Pruning and Isomorphic Pruning: global_pruning=True, isomorphic=True"
@@ -63,9 +63,9 @@ class Magnitude:
 class GroupNorm:
     """Groups shrunk while it trains, each by its rank in its layer, then pruned by their norms."""
 
-    name: ClassVar[str] = "Torch-Pruning, group norm"
-    lines: ClassVar[int] = 9
-    example: ClassVar[str] = (
+    name: str = "Torch-Pruning, group norm"
+    lines: int = 9
+    example: str = (
         "README, Sparse Training: pruner = tp.pruner.GroupNormPruner(model, example_inputs, importance=imp, "
         "pruning_ratio=0.5, reg=…); pruner.update_regularizer() before each epoch, pruner.regularize(model) between "
         "loss.backward() and optimizer.step(), then pruner.step()"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ class Tucker:
     Ranks stay below a layer's MACs or the layer stays as it is. A kernel's height and width are not factorised.
     """
 
-    name: ClassVar[str] = "tensorly-torch, Tucker"
-    lines: ClassVar[int] = 8
-    example: ClassVar[str] = (
+    name: str = "tensorly-torch, Tucker"
+    lines: int = 8
+    example: str = (
         "tests/test_factorized_convolution.py and the class's own text: FactorizedConv.from_conv(conv, rank=0.5, "
         "factorization='tucker', implementation='factorized', fixed_rank_modes='spatial') for each convolution; "
         "its three factors written as convolutions are the same function, and the runtime likes them better"
