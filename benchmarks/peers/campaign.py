@@ -110,7 +110,7 @@ class Campaign:
         """A tool's best network and its most accurate one, by the setting that costs the dense one least."""
         if tool.name in (DENSE, INT8):
             return []
-        int8 = self._rows_of_name(INT8, lambda _: True)
+        int8 = {key: row for key, row in self._rows_of_name(INT8, lambda _: True).items() if row.failed is None}
         there = self._rows_of(tool, lambda point: point.int8 is None)
         if not self.subject.is_scored:
             there = {self._hash(point): self.row(point) for point in self.finalists(tool)}
