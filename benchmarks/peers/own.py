@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ...devices import probe
 from ...devices.local import LocalTransport
 from ...export.budget import Budget
-from ...export.calibration import Preprocess
+from ...export.calibration import Preprocess, first
 from ...export.compress import AUTO_FORMS, Job, Wish, unmeasured
 from ...export.from_torch import to_onnx
-from ...export.quantize import needs_reduced_range, quantize_into
+from ...export.quantize import Int8, needs_reduced_range, quantize_into
 from ...export.reporting import Report
 from ...export.reporting import silent as unreported
 from ...export.shrink import carry_out, prepare_dense, shrink
@@ -211,14 +211,14 @@ class OrtInt8:
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
         """The file and its records."""
+        images, most = self.subject.calibration(), setting.arguments["most"]
         quantize_into(
             target.parent,
             source,
             target.name,
-            data=self.subject.calibration(),
-            how=Preprocess(),
+            samples_for=partial(first, images, most, Preprocess()),
+            int8=Int8(setting.arguments["reduce_range"]),
             tile=here().tile,
-            **setting.arguments,
         )
 
 
