@@ -7,7 +7,6 @@ least. CPUs with AVX2 or AVX-512 but without VNNI add products in 16 bits, which
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -222,7 +221,6 @@ def with_ranges(original: onnx.ModelProto, ranges: object, int8: Int8, keep: Col
     copy = onnx.ModelProto()
     copy.CopyFrom(original)
     floats = [*keep, *_float_additions(copy, keep)]
-    logging.getLogger().setLevel(logging.ERROR)  # the tool logs advice for its own command line
     with tool_errors():
         tool = QDQQuantizer(
             copy,

@@ -8,6 +8,7 @@ entropy         the least divergence of the values from their levels (Migacz, 8-
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,10 @@ def _spread(samples: Samples) -> Samples:
 
 @contextlib.contextmanager
 def tool_errors() -> Iterator[None]:
-    """The tool's failures as one line, and nothing of what it prints."""
+    """The tool's failures as one line, and nothing of what it prints or logs as advice for its own command line."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(None):
             yield
@@ -103,3 +107,5 @@ def tool_errors() -> Iterator[None]:
         raise
     except (*RUNTIME_ERRORS, ValueError, RuntimeError, KeyError, AssertionError) as error:
         raise InputError(f"ONNX Runtime cannot quantise it: {one_line(error)}; fold it first, or leave it") from error
+    finally:
+        root.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rankfold.export.fold import tidy
 from rankfold.export.graphs import load, serialize
 from rankfold.export.parity import exact_check, original, require
 from rankfold.export.quantize import Int8, needs_reduced_range, quantized
-from rankfold.export.ranges import METHODS, Ranges
+from rankfold.export.ranges import METHODS, Ranges, tool_errors
 from rankfold.records import Damage, Quantized
 
 from .nets import Net
@@ -154,3 +155,12 @@ def test_scales_are_shared_out_where_that_damages_less(tmp_path):
     assert record.equalized == ["v"]
     assert (before.equalized, after.equalized) == (False, True)
     assert damage.error == after.error < 0.1 * before.error
+
+
+def test_the_tool_is_silent_and_logging_is_left_as_it_was():
+    root = logging.getLogger()
+    before = root.level
+    with pytest.raises(InputError, match="cannot quantise it: no"), tool_errors():
+        assert not root.isEnabledFor(logging.WARNING)
+        raise ValueError("no")
+    assert root.level == before
