@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .files import require_writable
-from .guarded import for_device, moved_up, on_tile
+from .guarded import for_device, moved_up, on_tile, watching
 from .records import Compressed, CostKind, Explanation, LayerTime
 from .stages import probe_device, reserved_device
 from .terminal import bars, progress, stderr_for_child
@@ -61,21 +61,17 @@ def compress_file(
     tiles, runtime = for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
-        from .devices import card
         from .export import compress
         from .export.calibration import first
         from .export.quantize import Int8, int8_name, needs_reduced_range, quantize_into
         from .runtime.inputs import given, parse_shapes
-        from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
         options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
-
-        with bars(stderr) as new_bar, ExitStack() as stack:
-            watch = None
-            if wish.time is not None:
-                transport = stack.enter_context(reserved_device(card.find(device), new_bar))
-                watch = stopwatch(transport, facts, options, table, cost)
+        with (
+            bars(stderr) as new_bar,
+            nullcontext() if wish.time is None else watching(device, facts, options, new_bar, table, cost) as watch,
+        ):
             job = compress.Job(
                 replace(wish, tile=tiles),
                 data=data,
@@ -178,17 +174,14 @@ def explain_files(
     options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
 
     def work() -> str:
-        from .devices import card
         from .export.explain import explain
-        from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
         with (
             TemporaryDirectory(prefix="rankfold-") as folder,
             bars(stderr) as new_bar,
-            reserved_device(card.find(device), new_bar) as transport,
+            watching(device, facts, Options(threads=threads), new_bar, Path(folder) / "table.sqlite") as watch,
         ):
-            watch = stopwatch(transport, facts, Options(threads=threads), Path(folder) / "table.sqlite")
             told = {"device": device, "options": options, "time_s": time_s, "report": progress(new_bar)}
             return explain(first, second, watch, **told).model_dump_json()
 

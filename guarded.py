@@ -6,10 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .files import replacing_all
-from .records import Facts
+from .records import CostKind, Facts
+from .stages import reserved_device
+from .terminal import Shown
+
+if TYPE_CHECKING:
+    from .runtime.latency import Stopwatch
+    from .runtime.turns import Options
 
 
 def on_tile(facts: Facts, tile: str) -> Facts:
@@ -19,8 +26,24 @@ def on_tile(facts: Facts, tile: str) -> Facts:
 
 def for_device(facts: Facts, device: str, tile: str, target_ort: str | None) -> tuple[int, str | None]:
     """The tile, and the runtime that must read the file: what was asked for, or the device's own."""
-    runtime = target_ort or (facts.onnxruntime_version if device != "host" else None)
-    return facts.tile if tile == "auto" else _whole("--tile", tile), runtime
+    return on_tile(facts, tile).tile, target_ort or (facts.onnxruntime_version if device != "host" else None)
+
+
+@contextmanager
+def watching(
+    device: str,
+    facts: Facts,
+    options: Options,
+    new_bar: Callable[[str], Shown],
+    table: Path | None = None,
+    cost: CostKind = "time",
+) -> Iterator[Stopwatch]:
+    """A stopwatch on a device, which is reserved meanwhile."""
+    from .devices import card
+    from .runtime.latency import stopwatch
+
+    with reserved_device(card.find(device), new_bar) as transport:
+        yield stopwatch(transport, facts, options, table, cost)
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import require_writable
-from .guarded import for_device, moved_up
-from .stages import probe_device, reserved_device
+from .guarded import for_device, moved_up, watching
+from .stages import probe_device
 from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
@@ -48,19 +48,16 @@ def quantize_file(
     tiles, runtime = for_device(facts, device, tile, target_ort)
 
     def work(folder: Path) -> list[str]:
-        from .devices import card
         from .export.calibration import first
         from .export.quantize import Int8, needs_reduced_range, quantize_into
         from .runtime.inputs import given, parse_shapes
-        from .runtime.latency import stopwatch
         from .runtime.turns import Options
 
         options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
-        with bars(stderr) as new_bar, ExitStack() as stack:
-            watch = None
-            if timed:
-                transport = stack.enter_context(reserved_device(card.find(device), new_bar))
-                watch = stopwatch(transport, facts, options, table)
+        with (
+            bars(stderr) as new_bar,
+            watching(device, facts, options, new_bar, table) if timed else nullcontext() as watch,
+        ):
             int8 = Int8(needs_reduced_range(facts.isa), method, keep, damage, watch, device)
             return quantize_into(
                 folder,

@@ -34,9 +34,7 @@ from torch import nn
 from ..errors import InputError
 from ..export.compress import Job, Wish
 from ..export.explain import explain, make_into
-from ..export.from_torch import to_onnx
-from ..export.shrink import prepare_dense
-from ..files import replacing, sha256_of
+from ..files import sha256_of, write_bytes
 from ..records import ChoosingRow
 from ..runtime.costs import count
 from ..runtime.latency import Stopwatch
@@ -44,6 +42,7 @@ from ..terminal import bars, progress
 from .answers import Answers, Found, markdown
 from .command import in_one_line, machine_of, stopwatch_here
 from .peers.installed import library, missing
+from .peers.making import exported
 from .peers.mobilenet import mobilenetv2
 from .peers.torch_pruning import by_magnitude
 from .planted import ledger_in_words
@@ -71,9 +70,9 @@ def files_of(ratio: float, tile: int, work: Path, report: Report) -> dict[str, P
         way: work / f"{way}-{ratio:g}-{tile}.onnx" for way in ("unaligned", "rounded", "aligned", "cured")
     }
     ways: Mapping[str, Callable[[Path], None]] = {
-        "dense": partial(_exported, _network),
-        "unaligned": partial(_exported, partial(_pruned, ratio, None)),
-        "rounded": lambda path: _exported(partial(_pruned, _nearest(paths["unaligned"], tile), tile), path),
+        "dense": lambda path: exported(_network(), IMAGES, path),
+        "unaligned": lambda path: exported(_pruned(ratio, None), IMAGES, path),
+        "rounded": lambda path: exported(_pruned(_nearest(paths["unaligned"], tile), tile), IMAGES, path),
         "aligned": lambda path: _aligned(paths["dense"], _macs(paths["unaligned"]), tile, path),
         "cured": lambda path: _cured(paths["dense"], paths["unaligned"], tile, path),
     }
@@ -84,13 +83,6 @@ def files_of(ratio: float, tile: int, work: Path, report: Report) -> dict[str, P
             made(paths[way])
     report(f"ratio {ratio:g}", len(ways), len(ways))
     return paths
-
-
-def _exported(made: Callable[[], nn.Module], path: Path) -> None:
-    with TemporaryDirectory(prefix="rankfold-") as folder:
-        whole = Path(folder) / "whole.onnx"
-        to_onnx(made(), IMAGES, whole)
-        prepare_dense(whole, path)
 
 
 def _pruned(ratio: float, round_to: int | None) -> nn.Module:
@@ -117,18 +109,13 @@ def _aligned(dense: Path, most: int, tile: int, path: Path) -> None:
     """No more MACs than `most`."""
     with TemporaryDirectory(prefix="rankfold-") as folder:
         names = Job(Wish(prune=1 - most / _macs(dense), tile=tile)).into(Path(folder), dense, path.name)
-        _keep(Path(folder) / names[-1], path)
+        write_bytes(path, (Path(folder) / names[-1]).read_bytes())
 
 
 def _cured(dense: Path, unaligned: Path, tile: int, path: Path) -> None:
     with TemporaryDirectory(prefix="rankfold-") as folder:
         names, _ = make_into(Path(folder), dense, unaligned, path.name, [CURE], tile)
-        _keep(Path(folder) / names[-1], path)
-
-
-def _keep(made: Path, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(made.read_bytes())
+        write_bytes(path, (Path(folder) / names[-1]).read_bytes())
 
 
 def _macs(path: Path) -> int:

@@ -195,10 +195,15 @@ def _learn(tool: Tool, point: Point, weight: float, subject: Subject, say: Say) 
 def _export(tool: ModuleTool, module: nn.Module, setting: Setting, subject: Subject, target: Path) -> None:
     if isinstance(tool, Exporting):
         tool.export(module, subject.example, setting, target)
-        return
+    else:
+        exported(module, subject.example, target)
+
+
+def exported(module: nn.Module, example: Tensor, target: Path) -> None:
+    """Write `target` as every module is exported here; `example` is n×…, float32."""
     with TemporaryDirectory(prefix="rankfold-") as folder:
-        whole = Path(folder) / "learned.onnx"
-        to_onnx(module, subject.example, whole)
+        whole = Path(folder) / "whole.onnx"
+        to_onnx(module, example, whole)
         prepare_dense(whole, target)
 
 
