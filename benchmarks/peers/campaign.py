@@ -26,7 +26,7 @@ from ..rows import read, write
 from ..training import side_by_side
 from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists
 from .making import every_tool, grid_of, in_worker, scored
-from .own import DENSE, INT8, NARROW, RANKFOLD
+from .own import DENSE, INT8, NARROW, RANKFOLD, quantised
 from .points import Point
 from .subjects import SEED, Subject
 from .timing import duel, in_pairs, roughly
@@ -34,10 +34,9 @@ from .toolchain import toolchain
 from .tools import ModuleTool, Tool
 from .words import ANSWERS, TOOLCHAIN, note_of, said
 
-ALONE = (DENSE, RANKFOLD)  # they come first, one at a time: what they time must not be disturbed
 SECONDS_AN_IMAGE = {"resnet20": 5.5e-3, "dec3": 5.5e-3}  # of training the dense one, on one slow core, beside another
 DISTILLING, SMALLER = 1.4, 0.7  # a step with the teacher beside it; a step of a smaller network
-DENSE_EPOCHS, MUCH_SMALLER = 25, 0.6  # of Dec3; a step of the narrower ones, half of them with a teacher
+DENSE_EPOCHS = 25  # of Dec3
 A_POINT_S, A_BUDGET_S, A_BATCH = 15.0, 180.0, 64
 A_PAIR_S, PAIRS = 4.0, 12  # half of the pairs again by a bare loop
 
@@ -67,11 +66,8 @@ class Campaign:
     def walk(self, make: Callable[[Sequence[Point]], None], time_roughly: Callable[[], None]) -> None:
         """Grid, short contest, finalists, those that go on, int8."""
         tools = self.tools
-        for name in ALONE:
-            for point in grid_of(tools[name], self.subject):
-                make(self._known([point]))
-        others = [tool for name, tool in tools.items() if name not in ALONE]
-        make(self._known([point for tool in others for point in grid_of(tool, self.subject)]))
+        make(self._known(grid_of(tools[DENSE], self.subject)))
+        make(self._known([point for tool in tools.values() for point in grid_of(tool, self.subject)]))
         time_roughly()
         learners = [tool for tool in tools.values() if isinstance(tool, ModuleTool) and self.subject.is_scored]
         is_quick, (short, long), (distilled, labels) = self.subject.places.quick, EPOCHS, WEIGHTS
@@ -107,7 +103,9 @@ class Campaign:
         return self._after([point], epochs, point.weight if weight is None else weight)
 
     def _quantised(self, tool: Tool) -> list[Point]:
-        """A tool's best network and its most accurate one, by the setting that costs the dense one least."""
+        """A tool's best network and its most accurate one: ours by our own setting, others by the one of ONNX Runtime's
+        that costs the dense one least.
+        """
         if tool.name in (DENSE, INT8):
             return []
         int8 = {key: row for key, row in self._rows_of_name(INT8, lambda _: True).items() if row.failed is None}
@@ -117,7 +115,8 @@ class Campaign:
         there = {key: row for key, row in there.items() if row.failed is None and row.precision == "fp32"}
         if not int8 or not there:
             return []
-        how = self.points[max(int8, key=lambda key: int8[key].validation_accuracy or 0.0)].setting
+        least = self.points[max(int8, key=lambda key: int8[key].validation_accuracy or 0.0)].setting
+        how = quantised() if tool.name == RANKFOLD else least
         dense = self.dense.validation_accuracy or 0.0
         accurate = max(there, key=lambda key: there[key].validation_accuracy or 0.0)
         keys = dict.fromkeys(key for key in (best(there, dense), accurate) if key is not None)
@@ -192,10 +191,16 @@ class Campaign:
         ]
 
     def make(self, points: Sequence[Point]) -> None:
-        """Rows as they are known."""
+        """Rows as they are known; those that measure come first, one at a time."""
         todo = self.missing(points)
-        if not todo:
-            return
+        for point in todo:
+            if point.is_alone:
+                self._make_together([point])
+        together = [point for point in todo if not point.is_alone]
+        if together:
+            self._make_together(together)
+
+    def _make_together(self, todo: Sequence[Point]) -> None:
         work = partial(in_worker, self.subject.places, self.subject.name)
         folders, done = [point.folder(self.subject) for point in todo], 0
         try:
@@ -308,11 +313,9 @@ class Campaign:
     def estimate(self) -> Iterator[Stage]:
         """All that there is to do, if nothing is there yet; not of a quick run."""
         subject, tools = self.subject, self.tools
-        settings = [
-            point.setting for name, tool in tools.items() if name != RANKFOLD for point in grid_of(tool, subject)
-        ]
-        budgets = len(grid_of(tools[RANKFOLD], subject))
-        yield Stage("budgets searched by rankfold", budgets, budgets * A_BUDGET_S, is_alone=True)
+        grid = [point.setting for tool in tools.values() for point in grid_of(tool, subject)]
+        budgets, settings = ([one for one in grid if one.is_alone is alone] for alone in (True, False))
+        yield Stage("budgets searched by rankfold", len(budgets), len(budgets) * A_BUDGET_S, is_alone=True)
         yield Stage("other settings", len(settings), len(settings) * A_POINT_S)
         learners = sum(isinstance(tool, ModuleTool) and tool.missing is None for tool in tools.values())
         finals = len(self._bands) * learners
@@ -321,8 +324,8 @@ class Campaign:
             epoch_s = image_s * len(subject.data.train)
             steps = [setting.arguments["steps"] for setting in settings if "steps" in setting.arguments]
             yield Stage("trainings that are part of a tool", len(steps), sum(steps) * A_BATCH * image_s)
-            narrow = sum(setting.tool == NARROW for setting in settings) if subject.is_taught else 0
-            yield Stage("narrower networks, trained", narrow, narrow * DENSE_EPOCHS * epoch_s * MUCH_SMALLER)
+            anew = sum(setting.tool in (NARROW, RANKFOLD) for setting in settings) if subject.is_taught else 0
+            yield Stage("small networks trained from the beginning", anew, anew * DENSE_EPOCHS * epoch_s * SMALLER)
             short, long = (epochs * epoch_s * SMALLER for epochs in EPOCHS)
             yield Stage("trainings of finalists", finals + learners, short * (finals * DISTILLING + learners))
             yield Stage("longer trainings", learners, learners * long * DISTILLING)

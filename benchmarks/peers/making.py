@@ -31,7 +31,7 @@ from ...terminal import progress
 from ...train.data.dataset import Split
 from ...train.trainer import RECORD, Progress, Start, train
 from ..training import Told
-from .own import INT8, Dense, own
+from .own import Dense, own
 from .points import MODEL, Point
 from .registry import tools
 from .subjects import SEED, SUBJECTS, Places, Subject
@@ -152,7 +152,7 @@ def scored(file: Path, subject: Subject, split: Literal["validation", "test"]) -
 def _make(point: Point, subject: Subject, say: Say) -> None:
     known = every_tool(subject, say)
     if point.int8 is not None:
-        _write_anew(known[INT8], point.int8, point.in_float.file(subject), point, subject)
+        _write_anew(known[point.int8.tool], point.int8, point.in_float.file(subject), point, subject)
     elif point.weight is None:
         _write_anew(known[point.setting.tool], point.setting, subject.source(), point, subject)
     else:

@@ -35,6 +35,7 @@ from .tools import Setting, Tool
 RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrower dense", "plain SVD by energy"
 PLAN = "model.plan.json"
 BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
+MACS = (0.5, 0.35, 0.25)  # shares of the dense network's, that a network is trained to
 ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
 FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
 CALIBRATED = (128, 512)  # images
@@ -122,13 +123,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Rankfold(Planned):
-    """`rankfold compress` by measured time, then `rankfold train --plan`."""
+    """`rankfold compress` by measured time, then `rankfold train --plan`; where networks are trained from the beginning
+    here, `rankfold train` with a regularizer too. And `rankfold quantize --timed`.
+    """
 
+    say: Say = silent
     report: Report = unreported
     name: str = RANKFOLD
     lines: int = 2
     example: str = (
-        "docs/deploying.md: rankfold compress dense.onnx -o model.onnx --budget 0.5 --widths --data calibration.npz"
+        "docs/deploying.md: rankfold compress dense.onnx -o model.onnx --budget 0.5 --widths --data calibration.npz; "
+        "docs/training.md: rankfold train --set regularizer.target_macs=0.5"
     )
     missing: str | None = None
 
@@ -136,20 +141,67 @@ class Rankfold(Planned):
         """Budgets of time, with narrower layers and without; a quick run has one form, and few images."""
         if quick:
             few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
-            return [Setting(self.name, "budget 0.7, one form", few)]
+            return [Setting(self.name, "budget 0.7, one form", few, is_alone=True)]
         some = BUDGETS if self.subject.is_scored else BUDGETS[1:2]
         wanted = [*((share, True) for share in some), (BUDGETS[1], False)]
-        return [
+        budgets = [
             Setting(
                 self.name,
                 f"budget {share:g}{', widths' if widths else ''}",
                 {"budget": share, "widths": widths, "forms": list(AUTO_FORMS), "most": CALIBRATION, "pairs": None},
+                is_alone=True,
             )
             for share, widths in wanted
         ]
+        ways = (False, True) if self.subject.is_taught else ()
+        return budgets + [
+            Setting(
+                self.name,
+                f"trained to {share:g} of the MACs{', taught' if taught else ''}",
+                {"macs": share, "taught": taught},
+            )
+            for share, taught in itertools.product(MACS, ways)
+        ]
+
+    def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
+        """By the plan, of the dense network or of the one that was trained to be small."""
+        return super().apply(self._trained(setting) if "macs" in setting.arguments else model, example, setting, data)
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
-        """`target`, its plan beside it. What was timed for one budget is not timed again for the next."""
+        """`target`, its plan beside it, or in int8."""
+        if "int8" in setting.arguments:
+            self._quantize(source, target, setting)
+        elif "macs" in setting.arguments:
+            self._fold(target, setting)
+        else:
+            self._compress(source, target, setting)
+
+    def _trained(self, setting: Setting) -> nn.Module:
+        share, taught = setting.arguments["macs"], setting.arguments["taught"]
+        return self.subject.regularized(share, taught=taught, say=self.say)
+
+    def _fold(self, target: Path, setting: Setting) -> None:
+        with TemporaryDirectory(prefix="rankfold-") as folder:
+            dense = Path(folder) / "dense.onnx"
+            to_onnx(self._trained(setting), self.subject.example, dense)
+            prepare_dense(dense)
+            plan, _ = shrink(dense, target, form="channel", energy=1.0, tile=here().tile)
+        plan.write(target.with_name(PLAN))
+
+    def _quantize(self, source: Path, target: Path, setting: Setting) -> None:
+        images, most = self.subject.calibration(), setting.arguments["most"]
+        quantize_into(
+            target.parent,
+            source,
+            target.name,
+            samples_for=partial(first, images, most, Preprocess()),
+            int8=Int8(setting.arguments["reduce_range"], watch=stopwatch_here()),
+            tile=here().tile,
+            report=self.report,
+        )
+
+    def _compress(self, source: Path, target: Path, setting: Setting) -> None:
+        """What was timed for one budget is not timed again for the next."""
         watch, asked = stopwatch_here(table=self.subject.folder / "latency.sqlite"), setting.arguments
         watch = replace(watch, options=replace(watch.options, pairs=asked["pairs"]))
         budget = Budget(share=asked["budget"])
@@ -222,9 +274,15 @@ class OrtInt8:
         )
 
 
+def quantised() -> Setting:
+    """`rankfold quantize --timed`, at its defaults here."""
+    how = {"int8": "timed", "reduce_range": needs_reduced_range(here().isa), "most": CALIBRATION}
+    return Setting(RANKFOLD, "quantize --timed", how, is_alone=True)
+
+
 OWN = (Dense, Rankfold, Narrow, EnergySvd, OrtInt8)
 
 
 def own(subject: Subject, say: Say = silent, report: Report = unreported) -> list[Tool]:
     """All of them, the dense network first."""
-    return [Dense(subject), Rankfold(subject, report), Narrow(subject, say), EnergySvd(subject), OrtInt8(subject)]
+    return [Dense(subject), Rankfold(subject, say, report), Narrow(subject, say), EnergySvd(subject), OrtInt8(subject)]

@@ -14,7 +14,7 @@ MODEL = "model.onnx"
 
 @dataclass(frozen=True)
 class Point:
-    """`weight` is of distillation where there are epochs; `int8` the setting by which ONNX Runtime quantises it."""
+    """`weight` is of distillation where there are epochs; `int8` the setting by which it is quantised."""
 
     setting: Setting
     epochs: float = 0.0
@@ -41,6 +41,13 @@ class Point:
     def beginning(self) -> Point:
         """As the tool leaves it."""
         return Point(self.setting)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing else may run while it is made; what learns measures nothing."""
+        if self.int8 is not None:
+            return self.int8.is_alone
+        return self.weight is None and self.setting.is_alone
 
     @property
     def in_float(self) -> Point:

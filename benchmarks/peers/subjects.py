@@ -41,6 +41,14 @@ from .mobilenet import mobilenetv2
 SEED = 0
 QUICK_TRAINED, QUICK_SCORED, QUICK_DEC3 = 2048, 512, "optimizer.epochs=4"  # images of a quick run; how Dec3 is trained
 GLANCED_AT = 256  # images
+# how Dec3 is made small while it learns; where λ acts was chosen earlier, on the validation split (docs/results.md)
+SHRINKING = {
+    "relative": "true",
+    "every": 10,
+    "tile": 16,
+    "group": 0.25,
+    "group_factors": "{conv2h = 0.4, conv3v = 0.6, conv3h = 0.2}",
+}
 Widths = tuple[int, ...]
 Say = Callable[[Progress], None]
 
@@ -62,7 +70,8 @@ class Places:
 
 class Subject(ABC):
     """One network. `narrower` are widths of dense networks to compare with, on the tile, uniform and not; `is_taught`
-    says whether such a one can learn from the dense one throughout.
+    says whether networks are trained from the beginning here: such a one can learn from the dense one throughout, and
+    `regularized` gives one that rankfold makes small meanwhile.
     """
 
     name: ClassVar[str]
@@ -81,6 +90,10 @@ class Subject(ABC):
     @abstractmethod
     def narrow(self, widths: Widths, *, taught: bool = False, say: Say = silent) -> nn.Module:
         """A dense network of these widths, in evaluation mode, as good as it gets without learning on."""
+
+    def regularized(self, share: float, *, taught: bool = False, say: Say = silent) -> nn.Module:
+        """Trained by rankfold, as long, to a share of the dense network's MACs: dead filters are zeros."""
+        raise InputError(f"{self.name} comes with its weights: nothing is trained from the beginning")
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -208,14 +221,20 @@ class Dec3(Subject):
 
     def narrow(self, widths: Widths, *, taught: bool = False, say: Say = silent) -> nn.Module:
         """Of three pairs."""
-        recipe, start = self._recipe(widths), None
+        recipe = self._recipe(widths)
         if taught:
-            recipe = planned(recipe.model_copy(update={"distill": DistillSpec()}))
-            torch.manual_seed(SEED)
-            student, origin = build(recipe.model, self.data.channels, len(self.data.classes)), self.sha256()
-            start = Start(student, self.dense().requires_grad_(False), Plan(tile=1), origin, origin)
+            recipe = planned(recipe)
         name = f"narrow-{digest([recipe.model_dump(mode='json'), self.identity])}"
-        return self._trained(recipe, self.folder / name, start, say)
+        return self._trained(recipe, self.folder / name, self._teaching(recipe) if taught else None, say)
+
+    def regularized(self, share: float, *, taught: bool = False, say: Say = silent) -> nn.Module:
+        """With groups of filters alone; the strength is sought on the way."""
+        changes = [f"regularizer.{key}={value}" for key, value in (*SHRINKING.items(), ("target_macs", share))]
+        recipe = self._recipe(None, changes)
+        if taught:
+            recipe = recipe.model_copy(update={"distill": DistillSpec()})
+        name = f"regularized-{digest([recipe.model_dump(mode='json'), self.identity])}"
+        return self._trained(recipe, self.folder / name, self._teaching(recipe) if taught else None, say)
 
     def recipe(self) -> Recipe:
         """The same as it was trained with, at a lower rate."""
@@ -226,10 +245,16 @@ class Dec3(Subject):
     def _folder(self) -> Path:
         return self.folder / "trained"
 
-    def _recipe(self, widths: Widths | None = None) -> Recipe:
+    def _recipe(self, widths: Widths | None = None, changes: Sequence[str] = ()) -> Recipe:
         """From drawn weights."""
-        changes = [] if widths is None else [f"model.arguments={{widths={list(widths)}}}"]
-        return load_recipe("chars74k-dec3", [*changes, *([QUICK_DEC3] if self.places.quick else [])])
+        narrower = [] if widths is None else [f"model.arguments={{widths={list(widths)}}}"]
+        return load_recipe("chars74k-dec3", [*narrower, *changes, *([QUICK_DEC3] if self.places.quick else [])])
+
+    def _teaching(self, recipe: Recipe) -> Start:
+        """From drawn weights, beside the dense network."""
+        torch.manual_seed(SEED)
+        student, origin = build(recipe.model, self.data.channels, len(self.data.classes)), self.sha256()
+        return Start(student, self.dense().requires_grad_(False), Plan(tile=1), origin, origin)
 
     def _trained(self, recipe: Recipe, folder: Path, start: Start | None, say: Say) -> nn.Module:
         """A finished training; one that was killed goes on."""

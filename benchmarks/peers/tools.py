@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class Setting:
     """One point of a tool's grid: the tool's name and its own, as tables show them, and arguments that JSON can hold.
 
-    Row, file and training belong to network, tool, name and arguments: other arguments are another point.
+    Row, file and training belong to network, tool, name and arguments: other arguments are another point. `is_alone`:
+    times are measured while it is made, so nothing else may run.
     """
 
     tool: str
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    is_alone: bool = False
 
 
 class Described(Protocol):

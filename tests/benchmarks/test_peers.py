@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.benchmarks import oneshot
 from rankfold.benchmarks.answers import Found
 from rankfold.benchmarks.evidence import written
-from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, timing
+from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, subjects, timing
 from rankfold.benchmarks.peers.campaign import Campaign
 from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, best, chosen
 from rankfold.benchmarks.peers.mobilenet import WIDTHS, mobilenetv2
@@ -26,7 +26,7 @@ from rankfold.benchmarks.peers.subjects import SUBJECTS, Dec3, Places, ResNet20
 from rankfold.benchmarks.peers.tools import FileTool, ModuleTool, Setting
 from rankfold.errors import CheckFailed
 from rankfold.export.compress import Job, Wish
-from rankfold.records import Comparison, PeerRow, PeerTime, Score
+from rankfold.records import Comparison, Facts, PeerRow, PeerTime, Score
 from rankfold.runtime.turns import Options
 
 from ..conftest import SOAK
@@ -66,13 +66,14 @@ def test_a_finalist_is_the_most_accurate_in_its_band_of_time():
     rows = {
         "fast": row(accuracy=0.5, roughly=0.4),
         "as good but smaller": row(accuracy=0.504, roughly=0.5, macs=900),
-        "worse": row(accuracy=0.3, roughly=0.59),
+        "worse": row(accuracy=0.3, roughly=0.49),
         "slower": row(accuracy=0.8, roughly=0.8),
+        "between": row(accuracy=0.7, roughly=0.6),
         "slower yet": row(accuracy=0.4, roughly=0.92),
         "slow": row(accuracy=0.9, roughly=0.97),
         "failed": row(accuracy=None, failed="no"),
     }
-    assert finalists.finalists(rows, BANDS) == ["fast", "slower"]
+    assert finalists.finalists(rows, BANDS) == ["fast", "between", "slower"]
     assert finalists.finalists({"slow": rows["slow"], "failed": rows["failed"]}, BANDS) == ["slow"]
     assert finalists.finalists({"failed": rows["failed"]}, BANDS) == []
 
@@ -116,21 +117,32 @@ class Tiny(Dec3):
     narrower = ((16, 16, 16), (8, 8, 16))
     is_taught = False
 
-    def _recipe(self, widths=None):
-        recipe = super()._recipe(widths or (16, 16, 32))
+    def _recipe(self, widths=None, changes=()):
+        recipe = super()._recipe(widths or (16, 16, 32), changes)
         short = {"epochs": 1, "batch_size": 16}
         return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update=short)})
+
+
+class LongerTiny(Tiny):
+    """Long enough for filters to die."""
+
+    def _recipe(self, widths=None, changes=()):
+        recipe = super()._recipe(widths, changes)
+        return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"epochs": 6})})
 
 
 class ByMacs(own.Rankfold):
     """Ours, with nothing timed."""
 
     def settings(self, network, quick):
-        return [Setting(self.name, "half of the MACs", {"macs": 0.5})]
+        return [Setting(self.name, "half of the MACs", {"share": 0.5}, is_alone=True)]
 
-    def apply_file(self, source, target, setting, data):
-        job = Job(Wish(("channel",), macs=setting.arguments["macs"]), data=self.subject.calibration(), most=16)
+    def _compress(self, source, target, setting):
+        job = Job(Wish(("channel",), macs=setting.arguments["share"]), data=self.subject.calibration(), most=16)
         job.into(target.parent, source, target.name)
+
+    def _quantize(self, source, target, setting):
+        own.OrtInt8(self.subject).apply_file(source, target, setting, self.subject.data)
 
 
 class Broken:
@@ -279,6 +291,47 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
     point.file(again.subject).unlink()
     with pytest.raises(CheckFailed, match="1 points have not been made"):
         Campaign(Tiny(places), results).measure(Options())
+
+
+def test_what_measures_is_made_alone_and_first(places, tmp_path, monkeypatch):
+    subject = Tiny(places)
+    monkeypatch.setattr(Tiny, "identity", "tiny")
+    points = [Point(Setting("a tool", name, is_alone=name in "bd")) for name in "abcd"]
+    points += [Point(points[1].setting, 1.0, 0.9), Point(points[0].setting, int8=points[1].setting)]
+    told: list[list[str]] = []
+
+    def together(work, todo, *_):
+        told.append(
+            [f"{point.setting.name}{point.epochs:g}{'' if point.int8 is None else ' in int8'}" for point in todo]
+        )
+        return iter([])
+
+    monkeypatch.setattr(campaign, "side_by_side", together)
+    with pytest.raises(CheckFailed, match="1 points are left"):
+        Campaign(subject, tmp_path / "rows.jsonl").make(points)
+    assert told == [["b0"]]
+    monkeypatch.setattr(Campaign, "_make_together", lambda self, todo: together(None, todo))
+    Campaign(subject, tmp_path / "rows.jsonl").make(points)
+    assert told[1:] == [["b0"], ["d0"], ["a0 in int8"], ["a0", "c0", "b1"]]
+
+
+def test_ours_is_trained_to_a_share_of_the_macs_and_learns_on(places, monkeypatch):
+    for name, value in {"every": 1, "tile": 4, "group_factors": "{}"}.items():
+        monkeypatch.setitem(subjects.SHRINKING, name, value)
+    monkeypatch.setattr(Tiny, "source", Dec3.source)
+    monkeypatch.setattr(making, "own", own.own)
+    monkeypatch.setattr(own, "here", lambda: Facts.model_construct(isa=[], tile=4))
+    subject = LongerTiny(places)
+    setting = Setting(RANKFOLD, "trained", {"macs": 0.6, "taught": True})
+    dense, small, learned = (
+        making.row_of(point, subject, lambda *_: None)
+        for point in (Point(Setting(DENSE, "as it is")), Point(setting), Point(setting, 1.0, 0.9))
+    )
+    assert dense.failed is small.failed is learned.failed is None
+    assert small.macs is not None is not dense.macs
+    assert small.macs <= 0.6 * dense.macs
+    assert small.train_s == 0 < learned.train_s
+    assert learned.macs == small.macs
 
 
 def test_a_row_takes_the_place_of_an_older_one_of_its_name(tmp_path):
