@@ -24,12 +24,14 @@ SPAN = 30  # steps that the mean loss reaches back, and between two looks for a 
 PATIENCE = 200  # steps in which a network must have learned something
 _ARMED, _NOTHING = 0.9, 0.98  # of chance: a mean loss below has learned something, above nothing
 _NEAR, _FAR = 0.1, 0.5  # of the way from the best mean loss back to chance: still good, collapsed
+_LITTLE = 0.25  # of the dense MACs: too few for a network that has learned nothing yet
 _LIMIT = 6  # times back: strengths have fallen 4,000-fold by then
 
 
 class Guard:
     """Goes back when the mean loss of a shrinking network has come half of the way from its best to `chance` again,
-    when it has learned nothing in `patience` steps, or when the loss or a weight is not finite.
+    when it has learned nothing in `patience` steps or shrunk to a quarter of its MACs before it did, or when the loss or
+    a weight is not finite.
 
     regularizer    takes the proximal steps; its strengths are lowered each time, and its `events` say why.
     chance         mean loss of a network that has learned nothing: ln C for C classes that are equally frequent.
@@ -56,10 +58,10 @@ class Guard:
         if not self.good and not self._over:
             self._keep()
         try:
-            self._regularizer.step()
+            has_shrunk = self._regularizer.step()
         except DivergedError as error:
             return self.go_back(str(error))
-        why = None if self._over else self._judge(loss)
+        why = None if self._over else self._judge(loss, has_shrunk=has_shrunk)
         return why is not None and self.go_back(why)
 
     def go_back(self, why: str) -> bool:
@@ -90,7 +92,7 @@ class Guard:
         self._seen, self._times, self._over = state["seen"], state["times"], state["over"]
         self.good = good
 
-    def _judge(self, loss: float) -> str | None:
+    def _judge(self, loss: float, *, has_shrunk: bool) -> str | None:
         """Why to go back; None while all is well."""
         self._mean = loss if math.isinf(self._mean) else self._mean + (loss - self._mean) / SPAN
         self._seen += 1
@@ -99,6 +101,10 @@ class Guard:
         armed = self._best < _ARMED * self._chance
         if armed and self._seen >= SPAN and self._way_back() > _FAR:
             return f"the loss has risen from {self._best:.3g} to {self._mean:.3g}, where {self._chance:.3g} is chance"
+        if has_shrunk and min(self._mean, self._best) >= _ARMED * self._chance:
+            now, dense = self._regularizer.macs()
+            if now < _LITTLE * dense:
+                return f"{now / dense:.1%} of the MACs are left, and nothing has been learned yet"
         if not armed and self._seen >= self._patience and self._mean > _NOTHING * self._chance:
             return f"the loss is {self._mean:.3g} after {self._seen} steps, where {self._chance:.3g} is chance"
         return None

@@ -83,6 +83,27 @@ def test_a_network_that_learns_nothing_begins_anew_with_weaker_strengths():
     assert all(torch.equal(value, begun[name]) for name, value in model.state_dict().items())
 
 
+def test_a_network_that_shrinks_before_it_has_learned_begins_anew_at_once():
+    model, optimizer, regularizer = aware(low_rank=4.0, relative=True, every=2)
+    guard = Guard(regularizer, CHANCE, patience=PATIENCE)
+    went_back = []
+    for _ in range(PATIENCE // 2):
+        train_step(model, optimizer)
+        went_back.append(guard.step(CHANCE))
+    assert went_back[:2] == [False, True]
+    assert went_back.count(True) < 6
+    (first, *_) = regularizer.events[-went_back.count(True) :]
+    assert "of the MACs are left, and nothing has been learned yet; back to the last good state" in first.what
+    now, dense = regularizer.macs()
+    assert now > dense / 4
+
+    model, optimizer, regularizer = aware(low_rank=4.0, relative=True, every=2)
+    guard = Guard(regularizer, CHANCE, patience=PATIENCE)
+    for _ in range(SPAN):
+        train_step(model, optimizer)
+        assert not guard.step(0.5 * CHANCE)  # it learns: how small it is may be left to the strengths
+
+
 def test_what_was_held_is_free_again_and_the_guard_ends_once_all_is_well():
     model, optimizer, regularizer = aware(hold_at=SPAN + 5, every=5)
     guard = Guard(regularizer, CHANCE)
