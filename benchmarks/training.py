@@ -63,7 +63,7 @@ def side_by_side(
                 running -= done
                 yield from done
         finally:
-            _end(pool, folders)
+            _end(pool, folders, is_idle=not running)
 
 
 def forking() -> ForkServerContext:
@@ -78,10 +78,10 @@ def _workers(count: int, context: ForkServerContext) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
-def _end(pool: ProcessPoolExecutor, folders: Sequence[Path]) -> None:
+def _end(pool: ProcessPoolExecutor, folders: Sequence[Path], *, is_idle: bool) -> None:
     """End what still runs (after a failure or Ctrl-C; checkpoints stay), and what it was writing."""
-    running = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers(), nothing before
-    pool.shutdown(cancel_futures=True, wait=False)
+    running = [] if is_idle else list((pool._processes or {}).values())  # Python 3.14 has terminate_workers()
+    pool.shutdown(cancel_futures=True, wait=is_idle)
     for worker in running:
         worker.terminate()
         worker.join()
