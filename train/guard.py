@@ -30,8 +30,8 @@ _LIMIT = 6  # times back: strengths have fallen 4,000-fold by then
 
 class Guard:
     """Goes back when the mean loss of a shrinking network has come half of the way from its best to `chance` again,
-    when it has learned nothing in `patience` steps or shrunk to a quarter of its MACs before it did, or when the loss or
-    a weight is not finite.
+    when it has learned nothing in `patience` steps, or is down to a quarter of its MACs before it has, or when the loss
+    or a weight is not finite.
 
     regularizer    takes the proximal steps; its strengths are lowered each time, and its `events` say why.
     chance         mean loss of a network that has learned nothing: ln C for C classes that are equally frequent.

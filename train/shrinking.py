@@ -204,7 +204,7 @@ class Shrinking:
             layer.write(kernels[layer.name], self.exported.scale)
 
     def _weight(self, family: Family) -> float:
-        """What its λ is multiplied with: the MACs that a group of it takes, as a multiple of the mean of all families."""
+        """What its λ is multiplied with: the MACs that a group of it takes, over the mean of all families."""
         if not self.group_by_macs:
             return 1.0
         if not self._macs:

@@ -99,8 +99,14 @@ STEM_AND_CONV2 = 256 * (3 * 9 + 6 * 9 + 6 * 9) + 4 * 5  # MACs of a channel: two
 CONV1 = 256 * (8 * 9 + 8 * 9)
 
 
-@pytest.mark.parametrize("groups", ["filter", "coupled"])
-def test_by_macs_a_group_is_shrunk_for_what_it_and_its_readers_take(groups):
+@pytest.mark.parametrize(
+    ("groups", "takes"),
+    [
+        ("coupled", [STEM_AND_CONV2, CONV1]),
+        ("filter", [256 * (3 * 9 + 6 * 9), CONV1, 256 * 6 * 9]),  # no one layer feeds what reads a sum
+    ],
+)
+def test_by_macs_a_group_is_shrunk_for_what_it_and_its_readers_take(groups, takes):
     torch.manual_seed(1)
     model = PreActivation()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -109,10 +115,6 @@ def test_by_macs_a_group_is_shrunk_for_what_it_and_its_readers_take(groups):
     with pytest.raises(InputError, match="group_by_macs: the model's first forward has to come before"):
         regularizer.penalty()
     model(IMAGES)
-    if groups == "coupled":
-        takes = [STEM_AND_CONV2, CONV1]
-    else:  # no one layer feeds what reads a sum
-        takes = [256 * (3 * 9 + 6 * 9), CONV1, 256 * 6 * 9]
     share = CONV1 / (sum(takes) / len(takes))
     rows = torch.cat([model.conv1.weight.flatten(1), model.conv1.bias[:, None]], dim=1).detach()
     expected = sparse_group_prox(rows, 0.1 * 0.3 * share, 0.0, rows.shape[1])
