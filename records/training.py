@@ -85,7 +85,6 @@ class RegularizerSpec(Part):
     `solver` is how singular values are found (`train.proximal`).
     `table` is a file of `rankfold latency-table show -o`: τ goes by the time that a layer can save, ranks to those that
     are faster than dense.
-    `group_by_macs`: λ of a group is in proportion to the MACs that it takes.
     `low_rank_factors` and `group_factors` multiply τ and λ of single layers, by name; `least` filters of a layer stay.
     """
 
@@ -105,7 +104,6 @@ class RegularizerSpec(Part):
     target_macs: float | None = Field(default=None, gt=0, le=1)
     target_params: float | None = Field(default=None, gt=0, le=1)
     target_latency: float | None = Field(default=None, gt=0, le=1)
-    group_by_macs: bool = False
     guard: bool = True
     tile: int = Field(default=1, gt=0)
     energy: float = Field(default=1.0, gt=0, le=1)

@@ -75,29 +75,6 @@ class Family:
             owned.zero(dead, memory)
 
 
-def macs_of(family: Family, layers: Mapping[str, Layer], pixels: Mapping[str, int]) -> float:
-    """Of the dense network's multiply-accumulates for one image, those of one group's filters and of what reads them.
-
-    `pixels` are the output pixels of each layer.
-    """
-    count, name_of = len(family.live()), {id(layer.module.weight): name for name, layer in layers.items()}
-    slices: dict[tuple[str, int], float] = {  # of a layer's weight along an axis
-        (name_of[id(owned.parameter)], owned.axis): len(owned.entries) / count
-        for owned in family.owned
-        if id(owned.parameter) in name_of
-    }
-    filters = {layer.name: found.shape[1] for layer, found in family.members}
-    for name, layer in layers.items():
-        if layer.producer is not None and layer.producer.name in filters:
-            columns = layer.module.weight.shape[1] / layer.producer.module.weight.shape[0]
-            slices.setdefault((name, 1), columns * filters[layer.producer.name])
-    weights = {name: layer.module.weight for name, layer in layers.items()}
-    return sum(
-        number * weights[name].numel() / weights[name].shape[axis] * pixels.get(name, 0)
-        for (name, axis), number in slices.items()
-    )
-
-
 def filter_families(layers: Iterable[Layer]) -> list[Family]:
     """One family a layer, one group a filter; layers without groups have none."""
     found = []

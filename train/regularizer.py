@@ -74,8 +74,6 @@ class CompressionAware:
                show -o`. τ of a layer is then in proportion to the time it can save in its form (1 on average, 0 where
                no rank is faster than dense), and ranks are held at those that are faster, not at multiples of the tile.
     low_rank_factors, group_factors    by layer name, multiples of τ and λ; 1 where a layer is not named.
-    group_by_macs    λ of a group is in proportion to the MACs that its filters and what reads them take, 1 on average
-               (Gordon et al., "MorphNet", CVPR 2018): where filters go that make the network smaller.
 
     Steps that a gradient scaler skips do not count. All state is in `state_dict()`.
 
@@ -113,7 +111,6 @@ class CompressionAware:
         low_rank_factors: Mapping[str, float] | None = None,
         group_factors: Mapping[str, float] | None = None,
         table: Sequence[LayerTime] | Path | str | None = None,
-        group_by_macs: bool = False,
         guard: bool = True,
     ) -> None:
         if groups not in ("filter", "coupled"):
@@ -196,7 +193,6 @@ class CompressionAware:
             optimizer,
             alpha=alpha,
             relative=relative,
-            group_by_macs=group_by_macs,
             guard=guard,
             exempt=tile if tile > 1 else int(steered),  # a search for strength may try any
             least=dict(least or {}),

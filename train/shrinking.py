@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..export.tile import nearest_tile
 from ..records import Event, Solver
 from . import processes
 from .exported import Exported
-from .groups import Family, macs_of
+from .groups import Family
 from .layers import Layer, matricize, parameter_groups, tensorize
 from .proximal import (
     DivergedError,
@@ -53,8 +51,7 @@ class Cut:
 
 @dataclass
 class Shrinking:
-    """The weights' side of `CompressionAware`, whose arguments `alpha`, `relative`, `group_by_macs`, `guard` and
-    `least` are.
+    """The weights' side of `CompressionAware`, whose arguments `alpha`, `relative`, `guard` and `least` are.
 
     layers, families    by name; the groups of their filters
     strengths           τ and λ of each
@@ -72,7 +69,6 @@ class Shrinking:
     optimizer: torch.optim.Optimizer
     alpha: float
     relative: bool
-    group_by_macs: bool
     guard: bool
     exempt: int
     least: Mapping[str, int]
@@ -83,7 +79,6 @@ class Shrinking:
 
     def __post_init__(self) -> None:
         self._lr_group = parameter_groups(self.optimizer, self.layers)
-        self._macs: dict[int, float] = {}  # of each family
         self.rest()
 
     def count(self, start_at: int) -> None:
@@ -135,11 +130,7 @@ class Shrinking:
                 total += tau * nuclear_norm(matricize(layer.form, self._kernel(layer)))
         for family in self.families:
             rows = family.rows(self._kernels(family))
-            total += (
-                self.strengths.given(_names(family))
-                * self._weight(family)
-                * sparse_group_norm(rows, self.alpha, rows.shape[1])
-            )
+            total += self.strengths.given(_names(family)) * sparse_group_norm(rows, self.alpha, rows.shape[1])
         return total
 
     def note(self, layer: str | None, what: str) -> None:
@@ -188,7 +179,6 @@ class Shrinking:
         strength = self.strengths.group(_names(family), self.steps) * self._step_size(family.members[0][0])
         if not strength:
             return
-        strength *= self._weight(family)
         kernels = self._kernels(family)
         rows = family.rows(kernels)
         cut = strength * (_mean_live_norm(rows) if self.relative else 1.0)
@@ -202,17 +192,6 @@ class Shrinking:
         family.write(shrunk, kernels)
         for layer, _ in family.members:
             layer.write(kernels[layer.name], self.exported.scale)
-
-    def _weight(self, family: Family) -> float:
-        """What its λ is multiplied with: the MACs that a group of it takes, over the mean of all families."""
-        if not self.group_by_macs:
-            return 1.0
-        if not self._macs:
-            found = [macs_of(one, self.layers, self.exported.pixels) for one in self.families]
-            if not any(found):
-                raise InputError("group_by_macs: the model's first forward has to come before the first proximal step")
-            self._macs = {id(one): macs / fmean(found) for one, macs in zip(self.families, found, strict=True)}
-        return self._macs[id(family)]
 
     def _dead_at_hold(self, family: Family) -> Tensor:
         """The dead groups, and the weakest of those above the nearest multiple of the tile."""

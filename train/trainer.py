@@ -313,7 +313,6 @@ def _regularizer(
         skip=tuple(spec.skip),
         low_rank_factors=spec.low_rank_factors,
         group_factors=spec.group_factors,
-        group_by_macs=spec.group_by_macs,
         table=spec.table,
         guard=spec.guard,
     )

@@ -95,34 +95,6 @@ def test_one_step_is_the_prox_of_the_joined_filters():
     assert set(make_ups(regularizer)) == {("stem", "conv2"), ("conv1",)}
 
 
-STEM_AND_CONV2 = 256 * (3 * 9 + 6 * 9 + 6 * 9) + 4 * 5  # MACs of a channel: two kernels write it, conv1 and fc read it
-CONV1 = 256 * (8 * 9 + 8 * 9)
-
-
-@pytest.mark.parametrize(
-    ("groups", "takes"),
-    [
-        ("coupled", [STEM_AND_CONV2, CONV1]),
-        ("filter", [256 * (3 * 9 + 6 * 9), CONV1, 256 * 6 * 9]),  # no one layer feeds what reads a sum
-    ],
-)
-def test_by_macs_a_group_is_shrunk_for_what_it_and_its_readers_take(groups, takes):
-    torch.manual_seed(1)
-    model = PreActivation()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"groups": groups, "example_input": IMAGES, "group": 0.3, "every": 1, "group_by_macs": True}
-    regularizer = CompressionAware(model, optimizer, **settings)
-    with pytest.raises(InputError, match="group_by_macs: the model's first forward has to come before"):
-        regularizer.penalty()
-    model(IMAGES)
-    share = CONV1 / (sum(takes) / len(takes))
-    rows = torch.cat([model.conv1.weight.flatten(1), model.conv1.bias[:, None]], dim=1).detach()
-    expected = sparse_group_prox(rows, 0.1 * 0.3 * share, 0.0, rows.shape[1])
-    idle_step(model, optimizer, regularizer)
-    after = torch.cat([model.conv1.weight.flatten(1), model.conv1.bias[:, None]], dim=1)
-    torch.testing.assert_close(after, expected, atol=CLOSE, rtol=CLOSE)
-
-
 def test_a_dead_group_takes_all_that_belongs_to_it_along():
     torch.manual_seed(1)
     model = PreActivation()
