@@ -71,7 +71,7 @@ class Job:
     @property
     def config_hash(self) -> str:
         """Twelve hex digits over all that decides what is learned but the seed."""
-        told = self.made().model_dump(mode="json", exclude={"about", "promise"})
+        told = self.made().model_dump(mode="json", exclude={"about", "promise"}, exclude_defaults=True)
         return digest(told)
 
     @property

@@ -27,6 +27,7 @@ from ...train.batchnorm import settle
 from ...train.compact import compact
 from ...train.data import Dataset
 from ..command import stopwatch_here
+from ..networks import load_spec
 from ..oneshot import CALIBRATION
 from .points import MODEL, Point
 from .subjects import Say, Subject, silent
@@ -35,7 +36,7 @@ from .tools import Setting, Tool
 RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrower dense", "plain SVD by energy"
 PLAN = "model.plan.json"
 BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
-MACS = (0.5, 0.35, 0.25)  # shares of the dense network's, that a network is trained to
+SMALL = ("compact", "compact-low-rank")  # of the comparison "chars74k": recipes that train Dec3 small
 ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
 FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
 CALIBRATED = (128, 512)  # images
@@ -133,7 +134,7 @@ class Rankfold(Planned):
     lines: int = 2
     example: str = (
         "docs/deploying.md: rankfold compress dense.onnx -o model.onnx --budget 0.5 --widths --data calibration.npz; "
-        "docs/training.md: rankfold train --set regularizer.target_macs=0.5"
+        "docs/training.md: rankfold train, with what benchmarks/chars74k.toml sets for its compact networks"
     )
     missing: str | None = None
 
@@ -153,32 +154,27 @@ class Rankfold(Planned):
             )
             for share, widths in wanted
         ]
-        ways = (False, True) if self.subject.is_taught else ()
-        return budgets + [
-            Setting(
-                self.name,
-                f"trained to {share:g} of the MACs{', taught' if taught else ''}",
-                {"macs": share, "taught": taught},
-            )
-            for share, taught in itertools.product(MACS, ways)
-        ]
+        variants = {variant.name: variant for variant in load_spec("chars74k").variants}
+        recipes = [Setting(self.name, f"trained, {name}", {"changes": variants[name].changes}) for name in SMALL]
+        return budgets + (recipes if self.subject.is_taught else [])
 
     def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
         """By the plan, of the dense network or of the one that was trained to be small."""
-        return super().apply(self._trained(setting) if "macs" in setting.arguments else model, example, setting, data)
+        return super().apply(
+            self._trained(setting) if "changes" in setting.arguments else model, example, setting, data
+        )
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
         """`target`, its plan beside it, or in int8."""
         if "int8" in setting.arguments:
             self._quantize(source, target, setting)
-        elif "macs" in setting.arguments:
+        elif "changes" in setting.arguments:
             self._fold(target, setting)
         else:
             self._compress(source, target, setting)
 
     def _trained(self, setting: Setting) -> nn.Module:
-        share, taught = setting.arguments["macs"], setting.arguments["taught"]
-        return self.subject.regularized(share, taught=taught, say=self.say)
+        return self.subject.regularized(setting.arguments["changes"], self.say)
 
     def _fold(self, target: Path, setting: Setting) -> None:
         with TemporaryDirectory(prefix="rankfold-") as folder:

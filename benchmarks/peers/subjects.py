@@ -41,14 +41,6 @@ from .mobilenet import mobilenetv2
 SEED = 0
 QUICK_TRAINED, QUICK_SCORED, QUICK_DEC3 = 2048, 512, "optimizer.epochs=4"  # images of a quick run; how Dec3 is trained
 GLANCED_AT = 256  # images
-# how Dec3 is made small while it learns; where λ acts was chosen earlier, on the validation split (docs/results.md)
-SHRINKING = {
-    "relative": "true",
-    "every": 10,
-    "tile": 16,
-    "group": 0.25,
-    "group_factors": "{conv2h = 0.4, conv3v = 0.6, conv3h = 0.2}",
-}
 Widths = tuple[int, ...]
 Say = Callable[[Progress], None]
 
@@ -91,8 +83,8 @@ class Subject(ABC):
     def narrow(self, widths: Widths, *, taught: bool = False, say: Say = silent) -> nn.Module:
         """A dense network of these widths, in evaluation mode, as good as it gets without learning on."""
 
-    def regularized(self, share: float, *, taught: bool = False, say: Say = silent) -> nn.Module:
-        """Trained by rankfold, as long, to a share of the dense network's MACs: dead filters are zeros."""
+    def regularized(self, changes: Sequence[str], say: Say = silent) -> nn.Module:
+        """Trained by rankfold as long as the dense network, with these keys of its recipe: dead filters are zeros."""
         raise InputError(f"{self.name} comes with its weights: nothing is trained from the beginning")
 
     @abstractmethod
@@ -221,20 +213,20 @@ class Dec3(Subject):
 
     def narrow(self, widths: Widths, *, taught: bool = False, say: Say = silent) -> nn.Module:
         """Of three pairs."""
-        recipe = self._recipe(widths)
+        recipe, start = self._recipe(widths), None
         if taught:
             recipe = planned(recipe)
+            torch.manual_seed(SEED)
+            student, origin = build(recipe.model, self.data.channels, len(self.data.classes)), self.sha256()
+            start = Start(student, self.dense().requires_grad_(False), Plan(tile=1), origin, origin)
         name = f"narrow-{digest([recipe.model_dump(mode='json'), self.identity])}"
-        return self._trained(recipe, self.folder / name, self._teaching(recipe) if taught else None, say)
+        return self._trained(recipe, self.folder / name, start, say)
 
-    def regularized(self, share: float, *, taught: bool = False, say: Say = silent) -> nn.Module:
-        """With groups of filters alone; the strength is sought on the way."""
-        changes = [f"regularizer.{key}={value}" for key, value in (*SHRINKING.items(), ("target_macs", share))]
-        recipe = self._recipe(None, changes)
-        if taught:
-            recipe = recipe.model_copy(update={"distill": DistillSpec()})
+    def regularized(self, changes: Sequence[str], say: Say = silent) -> nn.Module:
+        """From drawn weights."""
+        recipe = self._recipe(changes=changes)
         name = f"regularized-{digest([recipe.model_dump(mode='json'), self.identity])}"
-        return self._trained(recipe, self.folder / name, self._teaching(recipe) if taught else None, say)
+        return self._trained(recipe, self.folder / name, None, say)
 
     def recipe(self) -> Recipe:
         """The same as it was trained with, at a lower rate."""
@@ -249,12 +241,6 @@ class Dec3(Subject):
         """From drawn weights."""
         narrower = [] if widths is None else [f"model.arguments={{widths={list(widths)}}}"]
         return load_recipe("chars74k-dec3", [*narrower, *changes, *([QUICK_DEC3] if self.places.quick else [])])
-
-    def _teaching(self, recipe: Recipe) -> Start:
-        """From drawn weights, beside the dense network."""
-        torch.manual_seed(SEED)
-        student, origin = build(recipe.model, self.data.channels, len(self.data.classes)), self.sha256()
-        return Start(student, self.dense().requires_grad_(False), Plan(tile=1), origin, origin)
 
     def _trained(self, recipe: Recipe, folder: Path, start: Start | None, say: Say) -> nn.Module:
         """A finished training; one that was killed goes on."""

