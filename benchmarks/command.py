@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from ..runtime.turns import Options
 
 @contextmanager
 def in_one_line(interrupted: str = "the same command goes on where it was") -> Iterator[None]:
-    """An error that a user can mend, or Ctrl-C, is one line on stderr and an exit code."""
+    """An error that a user can mend, Ctrl-C or SIGTERM (no worker outlives us) is one line on stderr and an exit code."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except RankfoldError as error:
@@ -26,6 +28,8 @@ def in_one_line(interrupted: str = "the same command goes on where it was") -> I
     except KeyboardInterrupt:
         print(complaint(f"interrupted; {interrupted}"), file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def stopwatch_here(threads: int = 1, table: Path | None = None) -> Stopwatch:
