@@ -18,7 +18,7 @@ from ..runtime.turns import Options
 
 @contextmanager
 def in_one_line(interrupted: str = "the same command goes on where it was") -> Iterator[None]:
-    """An error that a user can mend, Ctrl-C or SIGTERM is one line on stderr and an exit code; no worker outlives us."""
+    """An error that a user can mend, Ctrl-C or SIGTERM is a line on stderr and an exit code; no worker outlives us."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
