@@ -259,11 +259,12 @@ class Campaign:
             raise CheckFailed(f"{self.subject.name}: {len(missing)} points have not been made ({where}); run it first")
 
     def counting(self) -> dict[tuple[str, str, str], list[PeerRow]]:
-        """What is timed: finalists and what came of them, by tool, setting and class, those that learned longest last.
+        """What is timed: finalists, what came of them, and what was quantised, by tool, setting and class.
 
-        They share their shapes, and so their time.
+        Those that learned longest come last: they share their shapes, and so their time.
         """
         first = {self._hash(point) for tool in self.tools.values() for point in self.finalists(tool)}
+        first |= {self._hash(point.in_float) for point in self.points.values() if point.int8 is not None}
         found: dict[tuple[str, str, str], list[PeerRow]] = defaultdict(list)
         for key, point in self.points.items():
             row = self.rows[key]
