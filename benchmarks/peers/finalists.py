@@ -54,17 +54,27 @@ def best(rows: Rows[Key], dense: float) -> Key | None:
 
 def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], PeerRow | None]:
     """By ("rankfold" or "peer", class): the fastest that loses little enough; None where none does."""
-    allowed = _accuracy(dense) - DROP
-    within = [row for row in rows if row.time is not None and row.tool != DENSE and _accuracy(row) >= allowed]
+    near = within(rows, dense)
     return {
-        (side, kind): max(
-            (row for row in within if row.precision == kind and (row.tool == RANKFOLD) == (side == RANKFOLD)),
-            key=lambda row: (row.time.speedup if row.time else 0.0, _accuracy(row), row.config_hash),
-            default=None,
+        (side, kind): fastest(
+            row for row in near if row.precision == kind and (row.tool == RANKFOLD) == (side == RANKFOLD)
         )
         for kind in ("fp32", "int8")
         for side in (RANKFOLD, "peer")
     }
+
+
+def within(rows: Iterable[PeerRow], dense: PeerRow) -> list[PeerRow]:
+    """Those that were timed and lose at most DROP of validation accuracy."""
+    allowed = _accuracy(dense) - DROP
+    return [row for row in rows if row.time is not None and row.tool != DENSE and _accuracy(row) >= allowed]
+
+
+def fastest(rows: Iterable[PeerRow]) -> PeerRow | None:
+    """Of timed rows; of several as fast the most accurate."""
+    return max(
+        rows, key=lambda row: (row.time.speedup if row.time else 0.0, _accuracy(row), row.config_hash), default=None
+    )
 
 
 def _accuracy(row: PeerRow) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...files import replacing
-from ...records import ChoosingRow, PeerRow
+from ...records import ChoosingRow, PeerRow, PeerTime
 from ..rows import read
-from .finalists import DROP, chosen
+from .finalists import DROP, chosen, fastest, within
 from .own import DENSE, INT8, OWN, RANKFOLD
 from .registry import tools
 from .words import ANSWERS, TOOLCHAIN, learned, note_of
@@ -77,7 +77,7 @@ def _cells(row: PeerRow) -> list[str]:
         f"{(row.parameters or 0) / 1e3:.1f} k",
         f"{(row.size_bytes or 0) / 1e3:.0f} kB",
         f"{1e3 * time.p50_s:.3f} ms ({1e3 * time.p50_low_s:.3f} to {1e3 * time.p50_high_s:.3f})",
-        f"{time.speedup:.2f}× ({time.low:.2f} to {time.high:.2f})",
+        _times(time),
         f"{time.bare:.2f}× ({time.bare_low:.2f} to {time.bare_high:.2f})",
         memory,
         f"{row.compress_s or 0:.0f} s",
@@ -107,14 +107,35 @@ def answers(rows: Sequence[PeerRow], duels: Sequence[ChoosingRow]) -> Iterator[s
     dense = next((row for row in rows if row.tool == DENSE), None)
     if dense is None or dense.validation_accuracy is None:
         return
-    picked = chosen(rows, dense)
     whole = _percent(dense.validation_accuracy)
     yield f"At most {100 * DROP:g} points below the dense network, which has {whole} on validation:"
+    yield from ["", *_leaders(rows, dense), ""]
+    picked = chosen(rows, dense)
     for kind in ("fp32", "int8"):
         ours, peer = picked[RANKFOLD, kind], picked["peer", kind]
         yield f"- {kind}: {_told(RANKFOLD, ours, dense)}; {_told('a peer', peer, dense)}"
         if ours is not None and peer is not None:
             yield f"  {_duel(ours, peer, [row for row in duels if row.what == kind])}"
+
+
+def _leaders(rows: Sequence[PeerRow], dense: PeerRow) -> Iterator[str]:
+    """Of each tool the fastest in each class."""
+    near = within(rows, dense)
+    yield "| tool | fp32: the fastest | | validation | int8: the fastest | | validation |"
+    yield f"|{' --- |' * 2}{' ---: |' * 2} --- |{' ---: |' * 2}"
+    for tool in dict.fromkeys(row.tool for row in rows if row.tool != DENSE):
+        cells = [tool]
+        for kind in ("fp32", "int8"):
+            one = fastest(row for row in near if row.tool == tool and row.precision == kind)
+            if one is None or one.time is None:
+                cells += ["none", "", ""]
+            else:
+                cells += [f"{one.setting}, {learned(one)}", _times(one.time), _percent(one.validation_accuracy)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _times(time: PeerTime) -> str:
+    return f"{time.speedup:.2f}× ({time.low:.2f} to {time.high:.2f})"
 
 
 def _told(who: str, row: PeerRow | None, dense: PeerRow) -> str:
