@@ -185,16 +185,8 @@ class Rankfold(Planned):
         plan.write(target.with_name(PLAN))
 
     def _quantize(self, source: Path, target: Path, setting: Setting) -> None:
-        images, most = self.subject.calibration(), setting.arguments["most"]
-        quantize_into(
-            target.parent,
-            source,
-            target.name,
-            samples_for=partial(first, images, most, Preprocess()),
-            int8=Int8(setting.arguments["reduce_range"], watch=stopwatch_here()),
-            tile=here().tile,
-            report=self.report,
-        )
+        int8 = Int8(setting.arguments["reduce_range"], watch=stopwatch_here())
+        _in_int8(self.subject, source, target, setting, int8, self.report)
 
     def _compress(self, source: Path, target: Path, setting: Setting) -> None:
         """What was timed for one budget is not timed again for the next."""
@@ -259,15 +251,21 @@ class OrtInt8:
 
     def apply_file(self, source: Path, target: Path, setting: Setting, data: Dataset) -> None:
         """The file and its records."""
-        images, most = self.subject.calibration(), setting.arguments["most"]
-        quantize_into(
-            target.parent,
-            source,
-            target.name,
-            samples_for=partial(first, images, most, Preprocess()),
-            int8=Int8(setting.arguments["reduce_range"]),
-            tile=here().tile,
-        )
+        _in_int8(self.subject, source, target, setting, Int8(setting.arguments["reduce_range"]))
+
+
+def _in_int8(
+    subject: Subject, source: Path, target: Path, setting: Setting, int8: Int8, report: Report = unreported
+) -> None:
+    quantize_into(
+        target.parent,
+        source,
+        target.name,
+        samples_for=partial(first, subject.calibration(), setting.arguments["most"], Preprocess()),
+        int8=int8,
+        tile=here().tile,
+        report=report,
+    )
 
 
 def quantised() -> Setting:

@@ -87,8 +87,8 @@ def _cells(row: PeerRow) -> list[str]:
 
 def _lines(row: PeerRow) -> int:
     known = {tool.name: tool.lines for tool in (*OWN, *tools())}
-    quantised = known[INT8] if row.precision == "int8" and row.tool != INT8 else 0
-    return known.get(row.tool, 0) + quantised
+    is_quantised = row.precision == "int8" and row.tool != INT8
+    return known.get(row.tool, 0) + (0 if not is_quantised else 1 if row.tool == RANKFOLD else known[INT8])
 
 
 def _percent(share: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -277,7 +278,7 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
     ]
     told = markdown(results)
     assert "- fp32: the fastest of rankfold is rankfold, half of the MACs" in told
-    assert "| rankfold | half of the MACs, 1 epochs, distilled | 2.00× (2.00 to 2.00) |" in told
+    assert re.search(r"\| rankfold \| half of the MACs, [^|]+ \| 2\.00× \(2\.00 to 2\.00\) \| 90\.00 % \|", told)
     assert told.count("rankfold is 1.100× (1.100 to 1.100) as fast as the peer; by a bare loop 1.200×") == 2
     assert "seconds: fold 2.0 (onnxsim 2.0)." in told
     assert "- absent: absent is not installed" in told
