@@ -103,10 +103,10 @@ def interrupted(
 def alive(mark: str) -> list[str]:
     """Processes with this mark in their environment."""
     found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
+    for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            if mark.encode() in environment.read_bytes():
-                found.append(environment.parent.name)
+            if mark.encode() in Path("/proc", name, "environ").read_bytes():
+                found.append(name)
         except OSError:  # another user's, or gone
             continue
     return found
