@@ -101,9 +101,8 @@ class Guard:
         armed = self._best < _ARMED * self._chance
         if armed and self._seen >= SPAN and self._way_back() > _FAR:
             return f"the loss has risen from {self._best:.3g} to {self._mean:.3g}, where {self._chance:.3g} is chance"
-        target = self._regularizer.target
-        is_steered = target is not None and target.steered  # then it has the MACs that it was led to
-        if has_shrunk and not is_steered and min(self._mean, self._best) >= _ARMED * self._chance:
+        is_led = self._regularizer.is_steered  # to the MACs that it has
+        if has_shrunk and not is_led and min(self._mean, self._best) >= _ARMED * self._chance:
             now, dense = self._regularizer.macs()
             if now < _LITTLE * dense:
                 return f"{now / dense:.1%} of the MACs are left, and nothing has been learned yet"

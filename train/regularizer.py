@@ -184,7 +184,6 @@ class CompressionAware:
             table=self.table,
             useful=useful,
         )
-        steered = self.target is not None and self.target.steered
         self._shrinking = Shrinking(
             self.layers,
             families,
@@ -194,7 +193,7 @@ class CompressionAware:
             alpha=alpha,
             relative=relative,
             guard=guard,
-            exempt=tile if tile > 1 else int(steered),  # a search for strength may try any
+            exempt=tile if tile > 1 else int(self.is_steered),  # a search for strength may try any
             least=dict(least or {}),
         )
         self._held_from: int | None = None
@@ -260,6 +259,11 @@ class CompressionAware:
         return self._strengths.multiple
 
     @property
+    def is_steered(self) -> bool:
+        """Whether the strengths are sought, so that the network comes to a target."""
+        return self.target is not None and self.target.steered
+
+    @property
     def is_held(self) -> bool:
         """Whether the strengths are released and the structure reached is kept."""
         return self._shrinking.held is not None
@@ -282,7 +286,7 @@ class CompressionAware:
         found = self.reached()
         if found is None or self.is_held or found.reached <= found.wanted:
             return None
-        if self.target is not None and not self.target.steered:
+        if not self.is_steered:
             remedy = "raise low_rank or group, or give target_macs in place of hold_macs: it seeks them"
         elif self._strengths.relief < 1:
             remedy = "it collapsed at stronger steps: give it more steps or a higher target"

@@ -154,9 +154,10 @@ class Rankfold(Planned):
             )
             for share, widths in wanted
         ]
+        if not self.subject.is_taught:
+            return budgets
         variants = {variant.name: variant for variant in load_spec("chars74k").variants}
-        recipes = [Setting(self.name, f"trained, {name}", {"changes": variants[name].changes}) for name in SMALL]
-        return budgets + (recipes if self.subject.is_taught else [])
+        return budgets + [Setting(self.name, f"trained, {name}", {"changes": variants[name].changes}) for name in SMALL]
 
     def apply(self, model: nn.Module, example: Tensor, setting: Setting, data: Dataset) -> nn.Module:
         """By the plan, of the dense network or of the one that was trained to be small."""
