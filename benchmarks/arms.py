@@ -32,6 +32,7 @@ from ..train.models import build
 from ..train.planned import planned, start_of
 from ..train.recipe import load_recipe
 from ..train.trainer import CHECKPOINT, RECORD, Progress, Start, belongs, train
+from .remembering import Remembering
 
 Widths = tuple[int, int, int]
 Say = Callable[[str, Progress], None]
@@ -201,7 +202,8 @@ def _cut(network: Network, folder: Path, data: Dataset, work: Path) -> None:
 def _train_on(network: Network, student: nn.Module, plan: Plan, data: Dataset, work: Path, say: Say) -> None:
     """Train `student` with the dense network of its seed beside it, and write its file."""
     target, teaching = network.file(work), _learned(network.dense, data, work, say)
-    teacher, small = _module(network.dense, teaching, data).eval(), network.size_folder(work)
+    small, taught_by = network.size_folder(work), sha256_of(teaching / CHECKPOINT)
+    teacher = Remembering(_module(network.dense, teaching, data), work / f"said-{taught_by[:12]}")
     origin = teaching / CHECKPOINT if network.taught else small / "compact.onnx"
     plain = copy.deepcopy(student).eval()  # training changes the memory layout, which the exporter would write down
     train(
@@ -209,7 +211,7 @@ def _train_on(network: Network, student: nn.Module, plan: Plan, data: Dataset, w
         data,
         target.parent,
         seed=network.seed,
-        start=Start(student, teacher.requires_grad_(False), plan, sha256_of(origin), sha256_of(teaching / CHECKPOINT)),
+        start=Start(student, teacher, plan, sha256_of(origin), taught_by),
         resume=_is_begun(target.parent, network.fine, network.seed),
         on_progress=lambda now: say("taught" if network.taught else f"fine-tuned, {network.finish}", now),
     )

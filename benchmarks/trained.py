@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -65,6 +65,7 @@ from ..train.planned import start_of
 from ..train.trainer import Progress, Start, evaluate, train
 from .command import in_one_line, machine_of
 from .oneshot import MEAN, STD, cifar, exported, published
+from .remembering import Remembering
 from .rows import read, write
 from .slices import sliced
 from .training import Told, side_by_side
@@ -176,6 +177,8 @@ def trained(job: Job, data_path: Path, say: Callable[[int, int, float], None]) -
     device = torch.device("cuda" if _CUDA else "cpu")
     job.folder.mkdir(parents=True, exist_ok=True)
     start = job.start(data, data_path)
+    teacher = Remembering(start.teacher, job.work / f"said-{job.model}-{sha256_at(job.weights)[:12]}")
+    start = replace(start, teacher=teacher)
 
     def accuracy(model: nn.Module) -> float:
         return evaluate(model.to(device), data, data.test, device)[1]

@@ -35,6 +35,7 @@ from ...train.planned import planned
 from ...train.recipe import load_recipe
 from ...train.trainer import CHECKPOINT, RECORD, Progress, Start, train
 from ..oneshot import MEAN, STD, calibration_inputs, cifar, published
+from ..remembering import Remembering
 from ..slices import sliced
 from .mobilenet import mobilenetv2
 
@@ -86,6 +87,10 @@ class Subject(ABC):
     def regularized(self, changes: Sequence[str], say: Say = silent) -> nn.Module:
         """Trained by rankfold as long as the dense network, with these keys of its recipe: dead filters are zeros."""
         raise InputError(f"{self.name} comes with its weights: nothing is trained from the beginning")
+
+    def teacher(self) -> Remembering:
+        """The dense network, for those that learn from it."""
+        return Remembering(self.dense(), self.folder / f"said-{self.sha256()[:12]}")
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -218,7 +223,7 @@ class Dec3(Subject):
             recipe = planned(recipe)
             torch.manual_seed(SEED)
             student, origin = build(recipe.model, self.data.channels, len(self.data.classes)), self.sha256()
-            start = Start(student, self.dense().requires_grad_(False), Plan(tile=1), origin, origin)
+            start = Start(student, self.teacher(), Plan(tile=1), origin, origin)
         name = f"narrow-{digest([recipe.model_dump(mode='json'), self.identity])}"
         return self._trained(recipe, self.folder / name, start, say)
 
