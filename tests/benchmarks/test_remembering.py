@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.benchmarks.remembering import Remembering
+from rankfold.records import Plan
+from rankfold.train import data
+from rankfold.train.models import build
+from rankfold.train.planned import planned
+from rankfold.train.trainer import Start, train
+
+from ..train.recipes import tiny
 
 
 class Counting(nn.Module):
@@ -59,3 +66,29 @@ def test_it_is_frozen_and_evaluates(tmp_path: Path, batch: Tensor) -> None:
     assert not said.requires_grad
     assert not teacher.training
     assert teacher[0].num_batches_tracked == 0  # pyright: ignore
+
+
+def test_who_learns_from_it_learns_the_same_bit_for_bit(tmp_path: Path) -> None:
+    recipe = planned(tiny(optimizer={"lr": 0.02, "batch_size": 16, "steps": 6}))
+    glyphs = data.load(recipe.data)
+
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return build(recipe.model, glyphs.channels, len(glyphs.classes))
+
+    said = tmp_path / "said"
+    teachers = {
+        "asked": network(1).requires_grad_(False),
+        "asked and kept": Remembering(network(1), said),
+        "kept": Remembering(network(2), said),  # would say something else
+    }
+    learned = {}
+    for name, teacher in teachers.items():
+        student = network(0)
+        train(recipe, glyphs, tmp_path / name, start=Start(student, teacher, Plan(tile=1), "0" * 64, "0" * 64))
+        learned[name] = student.state_dict()
+
+    for name, value in learned["asked"].items():
+        assert torch.equal(learned["asked and kept"][name], value)
+        assert torch.equal(learned["kept"][name], value)
+    assert any(not torch.equal(value, network(0).state_dict()[name]) for name, value in learned["asked"].items())
