@@ -10,6 +10,7 @@ processes.py    several processes that train one network: who decomposes what, a
 proximal.py     the proximal operators, free functions on tensors
 layers.py       the layers of a model: the kernel with its BatchNorm folded in, and the way back
 tracing.py      which BatchNorm follows a layer, and which layer feeds it
+prescribed.py   the regularizer and the guard that a recipe prescribes
 trainer.py      the loop, to be read from top to bottom
 checkpoint.py   atomic save, exact resume
 recipe.py       recipes: TOML, checked, with --set overrides

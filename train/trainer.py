@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from . import checkpoint, processes
 from .data import Dataset, Split
 from .denormals import flushed_denormals
 from .distill import distilled
-from .guard import PATIENCE, Guard, ill_layer
+from .guard import Guard, ill_layer
 from .models import build
+from .prescribed import guard_of, regularizer_of
 from .proximal import DivergedError
 from .regularizer import CompressionAware
 
@@ -33,8 +33,6 @@ RECORD = "train.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT_EVERY_S = 60.0
 EVALUATION_BATCH = 256
-HOLD_FROM = 0.6  # of the steps: when a target is to be met where the recipe does not say
-_PATIENCE = 0.05  # of the steps, if that is more than the guard's own patience
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ def train(
         nesterov=spec.momentum > 0,
     )
     scaler = torch.amp.GradScaler(enabled=spec.mixed_precision and device.type == "cuda")
-    regularizer = _regularizer(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
-    guard = _guard(recipe, regularizer, data, steps)
+    regularizer = regularizer_of(recipe, model, optimizer, steps, torch.zeros(2, *data.image_shape, device=device))
+    guard = guard_of(recipe, regularizer, data, steps)
     teacher = None if start is None else start.teacher.eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     distill = recipe.distill or DistillSpec()
     run = Run()
@@ -277,55 +275,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     kernels = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _regularizer(
-    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, example: Tensor
-) -> CompressionAware | None:
-    spec = recipe.regularizer
-    if spec is None:
-        return None
-    steered = not spec.target_macs is spec.target_params is spec.target_latency is None
-    hold_from = HOLD_FROM if steered and spec.hold_from == 1 else spec.hold_from
-    return CompressionAware(
-        model,
-        optimizer,
-        low_rank=spec.low_rank,
-        group=spec.group,
-        alpha=spec.alpha,
-        form=spec.form,
-        every=spec.every,
-        solver=spec.solver,
-        scale=spec.scale,
-        relative=spec.relative,
-        groups=spec.groups,
-        example_input=example,
-        start_at=round(spec.start_at * steps),
-        ramp=round(spec.ramp * steps),
-        hold_at=round(hold_from * steps) if hold_from < 1 else None,
-        hold_macs=spec.hold_macs,
-        target_macs=spec.target_macs,
-        target_params=spec.target_params,
-        target_latency=spec.target_latency,
-        tile=spec.tile,
-        energy=spec.energy,
-        least=spec.least,
-        skip=tuple(spec.skip),
-        low_rank_factors=spec.low_rank_factors,
-        group_factors=spec.group_factors,
-        table=spec.table,
-        guard=spec.guard,
-    )
-
-
-def _guard(recipe: Recipe, regularizer: CompressionAware | None, data: Dataset, steps: int) -> Guard | None:
-    if regularizer is None or recipe.regularizer is None or not recipe.regularizer.guard:
-        return None
-    smoothing = recipe.optimizer.label_smoothing
-    frequencies = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
-    frequencies = (1 - smoothing) * frequencies + smoothing / len(data.classes)
-    chance = float(-(frequencies * np.log(np.maximum(frequencies, 1e-12))).sum())
-    return Guard(regularizer, chance, max(PATIENCE, round(_PATIENCE * steps)))
 
 
 def _go_back(guard: Guard | None, why: str) -> None:
