@@ -65,7 +65,7 @@ def bench(
     from .runtime.inputs import parse_shapes
     from .runtime.summary import bench_summary, heading
     from .stages import measure_models, named, sweep_models
-    from .terminal import print_bench, print_sweep
+    from .tables import print_bench, print_sweep
 
     wanted = gates.parse(gate) if gate is not None else None
     if summary is not None:
@@ -120,7 +120,7 @@ def bench(
 
 def _bench_fleet(models: list[Path], cards: list[Card], output: Path, asked: dict[str, Any]) -> None:
     from .fleet import measure_fleet
-    from .terminal import print_fleet
+    from .tables import print_fleet
 
     outcomes = measure_fleet(models, cards, output=output, **asked)
     records = [outcome.path for outcome in outcomes if outcome.failure is None]
@@ -143,7 +143,7 @@ def compare(
     """Compare two benches of one device: has a model become slower since, against the common baseline?"""
     from .runtime import baseline
     from .runtime.summary import changes_summary
-    from .terminal import print_changes
+    from .tables import print_changes
 
     if summary is not None:
         require_writable(summary)

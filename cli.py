@@ -125,7 +125,8 @@ def train(
     if dense is not None and (plan is None or folder.resolve() == dense.resolve()):
         raise InputError(f"--from {dense}: goes with --plan, and another --out than itself")
 
-    from .terminal import bars, epoch_line  # torch comes with these: seconds, in which nobody waits for a misspelt key
+    from .tables import epoch_line  # torch comes with these: seconds, in which nobody waits for a misspelt key
+    from .terminal import bars
     from .train import data as datasets
     from .train import processes
     from .train.trainer import RECORD, Progress
@@ -189,7 +190,7 @@ def export(
 ) -> None:
     """Write dense.onnx and compact.onnx, with the plan and its reasons, and the parity checks."""
     from .stages import COMPACT, DENSE, INT8, export_run
-    from .terminal import print_int8, print_plan
+    from .tables import print_int8, print_plan
 
     tiles = options.tile(tile)
     plan = export_run(run_dir, form=form, energy=energy, tile=tiles, parameters=parameters, int8=int8, data=data)

@@ -101,7 +101,7 @@ def compress(
     from .export.compress import AUTO_FORMS, Wish
     from .export.quantize import int8_name
     from .records import Plan
-    from .terminal import damage_text, print_curves, print_frontier, print_int8, print_plan
+    from .tables import damage_text, print_curves, print_frontier, print_int8, print_plan
 
     how = preprocess(mean, std, size, crop, colors, layout)
     limits = _limits(budget, latency, damage, max_drop, objective)
@@ -173,7 +173,7 @@ def latency_table(
     from .export.compress import AUTO_FORMS
     from .files import require_writable
     from .records import LayerTable
-    from .terminal import print_layer_times
+    from .tables import print_layer_times
 
     if output is not None:
         require_writable(output)

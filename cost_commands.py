@@ -35,7 +35,7 @@ def cost(
     from .onnx_stages import count_models
     from .records import Cost
     from .runtime.counts import judge
-    from .terminal import print_cost
+    from .tables import print_cost
 
     bound = None if at_most is None else _instructions(at_most)
     before = None if against is None else Cost.read(against)

@@ -37,7 +37,8 @@ def explain(
 ) -> None:
     """Where the time went that the MACs promised to save: a cause a bar, each measured on the file without it."""
     from .compress_stages import explain_files, make_changes
-    from .terminal import plain, print_explanation
+    from .tables import print_explanation
+    from .terminal import plain
 
     bounds = {"limit_s": limit_s, "memory_bytes": memory_bytes(memory_gb)}
     if make:

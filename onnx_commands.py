@@ -82,7 +82,7 @@ def fold(
 ) -> None:
     """Take dead channels, constants and BatchNorm out of any ONNX file, exactly: OUT.onnx, .plan.json, .parity.json."""
     from .onnx_stages import fold_file
-    from .terminal import print_plan
+    from .tables import print_plan
 
     plan, parity = fold_file(
         source,
@@ -135,7 +135,7 @@ def quantize(
 ) -> None:
     """Fold any ONNX file and quantise it to int8 (QDQ), its ranges by the device's instructions."""
     from .quantize_stages import quantize_file
-    from .terminal import print_int8
+    from .tables import print_int8
 
     how = preprocess(mean, std, size, crop, colors, layout)
     quantize_file(
@@ -241,7 +241,7 @@ def model(
 ) -> None:
     """What is in an ONNX file: layers, MACs, ranks, dead channels, denormals, and what misses the fast kernels."""
     from .onnx_stages import describe_file
-    from .terminal import print_model
+    from .tables import print_model
 
     text = describe_file(
         source, device=device, shapes=shape or (), limit_s=limit_s, memory_bytes=memory_bytes(memory_gb)

@@ -61,7 +61,7 @@ def train_sweep(
     from .sweep.conclude import concluded, headline_of
     from .sweep.grid import Task, grid_of, points_of
     from .sweep.workers import run
-    from .terminal import print_train_sweep
+    from .tables import print_train_sweep
     from .train.recipe import load_recipe
 
     changes = options.recipe_changes(model, weights, change)

@@ -20,7 +20,7 @@ from ..errors import CheckFailed, InputError, RankfoldError, complaint, system_c
 from ..files import require_writable, sha256_of, write_bytes
 from ..records import Bench, ComparisonSpec, Evaluation, Made, Score
 from ..stages import COMPACT, DENSE, bench_once, export_run, score_models
-from ..terminal import print_bench
+from ..tables import print_bench
 from .networks import Network, config_hash, load_spec, networks_of
 from .rows import append_rows, has_rows, rows_of
 from .training import train_all

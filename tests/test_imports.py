@@ -31,6 +31,7 @@ TOP = {
     "stages",
     "sweep",
     "sweep_commands",
+    "tables",
     "terminal",
     "benchmarks",
 }
