@@ -36,7 +36,7 @@ def sliced(model: ResNet, widths: tuple[int, int, int]) -> ResNet:
 
 def _carried(stage: Sequence[BasicBlock], before: list[int], width: int) -> list[int]:
     """The channels of a stage that stay, in the order in which its shortcut pads those of the stage before."""
-    old = stage[0].extra // 2
+    old = stage[0].pad.padding[4]
     carried = [channel + old for channel in before]
     new = width - len(carried)
     sizes = torch.stack([_sizes(block.conv2, block.bn2) for block in stage]).sum(0)

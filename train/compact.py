@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..export.forms import kernel_shape, resolve_any
 from ..records import LayerTime, Plan
-from .tracing import BatchNorm, ConvOrLinear, surroundings
+from .tracing import BatchNorm, ConvOrLinear, padded_to, surroundings
 
 _SUFFIXES = (("v", "u"), ("v", "c", "u"))
 _SAME = 1e-3  # largest relative difference of outputs: float32, in another order, a BatchNorm apart
@@ -43,7 +43,8 @@ def compact(model: nn.Module, small: Path | onnx.ModelProto, plan: Plan, example
     unknown = [name for name in plan.layers if name not in layers]
     if unknown:
         raise InputError(f"the plan is of another model: it names layer '{unknown[0]}', the module has no such layer")
-    kept = {member: group.kept for group in plan.groups.values() for member in group.members}
+    kept = _kept(plan)
+    _pad_fewer(made, kept)
     names = {id(module): name for name, module in made.named_modules()}
     for name, layer in layers.items():
         norm = around[name].norm if name in around else None
@@ -69,6 +70,7 @@ def reshaped(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> nn.Mo
     may then be loaded. Raises InputError for the state of another network.
     """
     made = copy.deepcopy(model)
+    _pad_fewer(made, _kept(plan))
     for name, module in list(made.named_modules()):
         if isinstance(module, ConvOrLinear):
             factors = sorted(key for key in state if re.fullmatch(rf"{re.escape(name)}(\.\d)?\.weight", key))
@@ -101,6 +103,23 @@ def exported(
         prepare_dense(dense)
         plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile, table=table)
         return onnx.load(small), plan
+
+
+def _kept(plan: Plan) -> dict[str, list[int]]:
+    return {member: group.kept for group in plan.groups.values() for member in group.members}
+
+
+def _pad_fewer(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Of the channels of zeros that it puts beside others, those that stay: before any layer is made narrower."""
+    for name, beside in padded_to(model).items():
+        pad, layer = model.get_submodule(name), model.get_submodule(beside)
+        assert isinstance(pad, nn.ZeroPad3d), "found as one"
+        assert isinstance(layer, ConvOrLinear), "found as one"
+        *around, before, after = pad.padding
+        width = layer.weight.shape[0]
+        channels = kept.get(beside, range(width))
+        fewer = sum(one < before for one in channels), sum(one >= width - after for one in channels)
+        model.set_submodule(name, nn.ZeroPad3d((*around, *fewer)))  # pyright: ignore[reportArgumentType]
 
 
 def _arrays(small: Path | onnx.ModelProto) -> dict[str, NDArray]:

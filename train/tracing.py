@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ _ZERO_KEEPING_FUNCTIONS = {
     F.adaptive_avg_pool2d,
     torch.flatten,
 }
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
 _ZERO_KEEPING_METHODS = {"relu", "flatten", "contiguous"}
 
 
@@ -59,6 +61,22 @@ def surroundings(model: nn.Module) -> dict[str, Surroundings]:
         )
         for name, node in nodes.items()
     }
+
+
+def padded_to(model: nn.Module) -> dict[str, str]:
+    """For each ZeroPad3d of `model` that puts channels beside those of N×C×H×W and is then added to a layer's output,
+    by name: that layer, whose channels are those it puts out.
+    """
+    modules = dict(model.named_modules())
+    pads = {name for name, module in modules.items() if isinstance(module, nn.ZeroPad3d)}
+    found: dict[str, str] = {}
+    for node in _trace(model).nodes if pads else ():
+        if node.op == "call_function" and node.target in _ADDITIONS:
+            ends = [_origin(source, modules) for source in node.all_input_nodes]
+            names = [str(end.target) for end in ends if end is not None and end.op == "call_module"]
+            layers = [name for name in names if isinstance(modules[name], _LAYERS)]
+            found |= {name: layers[0] for name in names if name in pads and layers}
+    return found
 
 
 def _trace(model: nn.Module) -> fx.Graph:
@@ -101,12 +119,17 @@ def _keeps_zero(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _single_producer(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    source = node.args[0] if node.args else None
-    while isinstance(source, fx.Node) and _keeps_zero(source, modules):
-        source = source.args[0]
-    if isinstance(source, fx.Node) and source.op == "call_module" and isinstance(modules[str(source.target)], _LAYERS):
+    source = _origin(node.args[0] if node.args else None, modules)
+    if source is not None and source.op == "call_module" and isinstance(modules[str(source.target)], _LAYERS):
         return str(source.target)
     return None
+
+
+def _origin(source: object, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """What lies behind the operations that act on each channel alone."""
+    while isinstance(source, fx.Node) and _keeps_zero(source, modules):
+        source = source.args[0]
+    return source if isinstance(source, fx.Node) else None
 
 
 def _producers(nodes: dict[str, fx.Node]) -> dict[str, set[str]]:

@@ -15,8 +15,10 @@ from rankfold.errors import InputError
 from rankfold.export.compress import Job, Wish
 from rankfold.export.from_torch import to_onnx
 from rankfold.export.parity import run
+from rankfold.export.shrink import prepare_dense, shrink
 from rankfold.records import Compressed
-from rankfold.train.compact import compact
+from rankfold.train.compact import compact, reshaped
+from rankfold.train.models.resnet import ResNet
 from rankfold.train.regularizer import CompressionAware
 
 X = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 3, 12, 12)).astype(np.float32))
@@ -111,6 +113,32 @@ def learns(small: nn.Module) -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+
+
+def test_channels_that_a_shortcut_pads_go_too(tmp_path):
+    """The stream of a ResNet with option-A shortcuts, whose channels come and go in the middle of others."""
+    model = trained(ResNet(2, 3, 5, (8, 16, 24)))
+    gone = {
+        "layer2": [0, 2, 3, 15],
+        "layer3": [1, *(4 + channel for channel in (0, 2, 3, 15))],
+    }  # 4: where it pads them
+    for stage, channels in gone.items():
+        for norm in (model.get_submodule(f"{stage}.{block}.bn2") for block in (0, 1)):
+            assert isinstance(norm, nn.BatchNorm2d)
+            for tensor in (norm.weight, norm.bias):
+                tensor.data[channels] = 0
+    to_onnx(model, X[:2], tmp_path / "dense.onnx")
+    prepare_dense(tmp_path / "dense.onnx")
+    path = tmp_path / "small.onnx"
+    plan, _ = shrink(tmp_path / "dense.onnx", path, form="channel", energy=1.0, tile=1)
+    small = compact(model, path, plan, X)
+    padded = [small.get_submodule(f"{stage}.0.pad").padding[4:] for stage in gone]  # pyright: ignore
+    assert padded == [(1, 3), (3, 4)]
+    np.testing.assert_allclose(small(X).detach().numpy(), outputs(path), atol=1e-4)
+    learns(small)
+    again = reshaped(model, plan, small.state_dict())
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(X), small.eval()(X))
 
 
 def test_the_regularizer_hands_out_what_export_would_write():

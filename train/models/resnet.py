@@ -20,7 +20,8 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
-        self.extra = out_channels - in_channels
+        extra = out_channels - in_channels
+        self.pad = nn.ZeroPad3d((0, 0, 0, 0, extra // 2, extra - extra // 2))  # a module: a plan can change it
 
     def forward(self, x: Tensor) -> Tensor:
         """N×i×H×W to N×o×(H/stride)×(W/stride)."""
@@ -28,10 +29,9 @@ class BasicBlock(nn.Module):
         return F.relu(out + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.extra == 0:
+        if self.stride == 1 and not any(self.pad.padding):
             return x
-        strided = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(strided, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return self.pad(x[:, :, :: self.stride, :: self.stride])
 
 
 class ResNet(nn.Module):
