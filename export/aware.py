@@ -14,7 +14,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
-from .decompose import Array, Factors, channel_bases, composed, plain_factors, svd_sides, tucker2, tucker2_in
+from .decompose import Array, Factors, channel_bases, composed, svd_sides, tucker2, tucker2_in
 from .forms import AnyForm, Form
 
 DAMPING = 1e-4  # of C's mean diagonal: a direction that calibration hardly shows is not free
@@ -101,6 +101,11 @@ class Whitened:
         _, i, h, w = self.target.shape
         return np.linalg.cholesky(np.einsum("itjt->ij", self.metric.reshape(i, h * w, i, h * w)) / (h * w))
 
+    @cached_property
+    def _plain(self) -> Unweighted:
+        """The target with its input channels whitened."""
+        return Unweighted(np.einsum("oihw,ij->ojhw", self.target, self._channel_root, optimize=True))
+
     def _optimal(self, form: Form, rank: int) -> Factors:
         first, second = self._sides
         return Factors(form.kernels(first[:, :rank], second[:rank], self.target.shape))
@@ -108,7 +113,7 @@ class Whitened:
     def _start(self, form: AnyForm, ranks: Sequence[int]) -> Factors:
         """Plain factors of the kernel with its input channels whitened, as far as that is a kernel again."""
         i, root = self.target.shape[1], self._channel_root
-        factors = plain_factors(np.einsum("oihw,ij->ojhw", self.target, root), form, ranks)
+        factors = self._plain.factors(form, ranks)
         first = factors.kernels[0]
         back = np.linalg.solve(root.T, first.transpose(1, 0, 2, 3).reshape(i, -1))
         unwhitened = back.reshape(i, len(first), *first.shape[2:]).transpose(1, 0, 2, 3)
