@@ -133,12 +133,16 @@ def _read(descriptor: int, limit_s: float) -> str | None:
 
 
 def _end(child: int, *, is_done: bool) -> int:
-    """How the child ended: the signal's number, 0 for none. One that is not done is told to end, and then killed."""
+    """How the child ended: the signal's number, 0 for none. One that is not done is told to end, and then killed.
+
+    It is told at every look: Python notices a signal between its look at them and a system call only after that call,
+    and the next one cuts the call short.
+    """
     try:
-        if not is_done:
-            os.kill(child, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_S
         while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < deadline:
+            if not is_done:
+                os.kill(child, signal.SIGTERM)
             time.sleep(_LOOK_EVERY_S)
     finally:
         os.kill(child, signal.SIGKILL)  # to one that has ended it does nothing

@@ -68,7 +68,8 @@ def queue_missing(task: Task, study: Study) -> None:
         for trial in study.get_trials(deepcopy=False):
             began = trial.datetime_start
             if trial.state is TrialState.RUNNING and "host" not in trial.user_attrs and began and began < silent_since:
-                study.tell(trial.number, state=TrialState.FAIL)  # killed before its first heartbeat
+                # killed before its first heartbeat; or so slow that it has only now ended by itself
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             elif trial.state is not TrialState.FAIL and covers(task, trial.user_attrs):
                 taken.add(trial.user_attrs["point"])
         for point in task.points:

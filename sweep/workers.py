@@ -40,9 +40,16 @@ def work(task: Task, say: Say, alive: Callable[[], bool] = lambda: True) -> None
     study, began = opened(task), time.monotonic()
     first = states(task, study)["done"]
     loaded: dict[str, Dataset] = {}
-    told: list[bool] = []  # that the trial under way has come to its end
+    told: list[bool] = []  # that the trial under way has come to its end, here or by others who took us for dead
 
     def one(trial: Trial) -> float:
+        try:
+            return made(trial)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            told.append(True)
+            raise
+
+    def made(trial: Trial) -> float:
         mine = next((p for p in task.points if p.name == trial.user_attrs.get("point")), None)
         if mine is None or not covers(task, trial.user_attrs):
             raise _NotOursError
@@ -70,10 +77,10 @@ def work(task: Task, say: Say, alive: Callable[[], bool] = lambda: True) -> None
         told.clear()
         try:
             study.optimize(one, n_trials=1, catch=(_NotOursError,))
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError):  # its ways to say so
             if not told:
                 raise
-            # else we were taken for dead meanwhile; what we did lies in the point's folder for whoever is next
+            # else what we did lies in the point's folder for whoever is next
 
 
 def run(task: Task, workers: int) -> None:
@@ -117,8 +124,12 @@ def _run_beside(task: Task, count: int, show: Say) -> None:
                 child.join()
     if failure is not None:
         raise failure
-    if all(child.exitcode for child in children):
-        raise DeviceError("every worker was killed; free memory or give fewer --workers, then give the same command")
+    done = states(task, opened(task))["done"]
+    if done < len(task.points):
+        raise DeviceError(
+            f"every worker ended before its time, {done} of {len(task.points)} points are done; "
+            "free memory or give fewer --workers, then give the same command"
+        )
 
 
 def _child(task: Task, writer: Connection) -> None:

@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 from rankfold.records import Evaluation, Sweep
-from rankfold.sweep.grid import grid_of
+from rankfold.sweep.grid import Task, grid_of, points_of
+from rankfold.sweep.study import opened
+from rankfold.sweep.workers import work
+from rankfold.train.recipe import load_recipe
 
 from .conftest import SOAK
 from .making import RANKFOLD, environment
 from .train.recipes import toml
 
 pytest.importorskip("torch")
-pytest.importorskip("optuna")
+TrialState = pytest.importorskip("optuna").trial.TrialState
 
 WAIT_S = 1800.0  # a slow machine imports torch for half a minute
 GRID, POINTS = "--grid low_rank=0,0.02,0.1 group=0,0.1 seed=0,1", 12
@@ -146,6 +149,35 @@ def test_processes_share_a_study_and_make_up_for_each_other(recipe, tmp_path, st
     assert all(point.speedup is not None for point in sweep.points)
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert all(words in page for words in ("Accuracy against MACs", "Sensitivity to low_rank", "Ranks of all runs"))
+
+
+@pytest.mark.parametrize("late", ["socket.gethostname", "point.done"])  # just begun; at its end
+def test_a_worker_that_was_taken_for_dead_goes_on(recipe, tmp_path, monkeypatch, late):
+    monkeypatch.chdir(tmp_path)
+    grid = grid_of(["seed=0,1"])
+    task = Task(
+        recipe="tiny.toml", base=load_recipe("tiny.toml"), grid=grid, energies=[], out=Path("sweep"), data=None,
+        points=points_of("tiny.toml", [], grid), storage=None, threads=1, tile=2, heartbeat_s=60,
+    )  # fmt: skip
+    study, took, made = opened(task), [], []
+
+    def done(_, one, *rest):
+        made.append(one.name)
+        return slow() and 0.5 if late == "point.done" else 0.5
+
+    def slow() -> str:
+        for trial in study.get_trials():
+            if not took and trial.state.name == "RUNNING":
+                study.tell(trial.number, state=TrialState.FAIL)
+                took.append(trial.number)
+        return "here"
+
+    monkeypatch.setattr("rankfold.sweep.workers.socket.gethostname", slow if late == "socket.gethostname" else str)
+    monkeypatch.setattr("rankfold.sweep.workers.point.done", done)
+    work(task, lambda *_: None)
+    assert took
+    assert set(made) == {point.name for point in task.points}
+    assert Counter(trial.state.name for trial in study.get_trials()) == {"FAIL": 1, "COMPLETE": 2}
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,22 @@ def test_an_interrupt_ends_both_the_child_in_its_own_time():
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_a_child_that_missed_the_first_signal_is_told_again():
+    lines = _run("""
+        def wait():
+            ends = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, ends))
+            try:
+                time.sleep(60)
+            finally:
+                print("closed", flush=True)
+
+        tried(wait, limit_s=0.5)
+    """)
+    assert lines[0] == "closed"
+    assert lines[1].startswith("InputError 2 no result within 0.5 s")
+
+
 @pytest.mark.parametrize("end", ["time.sleep(60)", "os.abort()", "os.kill(os.getpid(), signal.SIGKILL)", "None"])
 def test_however_a_child_ends_its_temporary_files_go(tmp_path, end):
     code = f"""
