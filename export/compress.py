@@ -16,7 +16,17 @@ import onnx_ir as ir
 from ..devices import card
 from ..errors import CheckFailed, InputError
 from ..files import sha256_of
-from ..records import Compressed, Frontier, FrontierPoint, GroupDecision, LayerDecision, Parity, Plan, PlanTiming
+from ..records import (
+    Compressed,
+    Frontier,
+    FrontierPoint,
+    GroupDecision,
+    LayerDecision,
+    Parity,
+    Plan,
+    PlanTiming,
+    kept_by_layer,
+)
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch, key_of
 from ..runtime.measure import measure
@@ -41,7 +51,7 @@ from .prune import Channels, prune
 from .reporting import Report, silent
 from .rules import curves
 from .search import Search
-from .widths import Widths, kept_by_layer
+from .widths import Widths
 
 AUTO_FORMS = ("channel", "input-channel", "spatial", "tucker-2", "linear")
 _SUMMARY = "compressed.json"

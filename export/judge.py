@@ -10,13 +10,13 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import InputError
-from ..records import Damage, Drop, LayerDecision, Plan
+from ..records import Damage, Drop, LayerDecision, Plan, kept_by_layer
 from .calibration import Samples, every
 from .damage import Candidate, damage_of
 from .layers import layers_of
 from .network import Network
 from .reporting import silent
-from .widths import Widths, kept_by_layer
+from .widths import Widths
 
 LEAST = 32  # inputs to judge on
 

@@ -167,16 +167,6 @@ class Widths:
         return any(name in self._sides[layer.name][1] for name in self.options)
 
 
-def kept_by_layer(pruned: Mapping[str, GroupDecision]) -> dict[str, list[int]]:
-    """The output channels that each layer of these groups keeps, where it loses any."""
-    return {
-        name: list(group.kept)
-        for group in pruned.values()
-        if len(group.kept) < group.channels
-        for name in group.members
-    }
-
-
 def _named(channels: Channels) -> dict[str, Family]:
     """Families by the first layer that writes them, the second of a layer with a number."""
     found: dict[str, Family] = {}

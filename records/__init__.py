@@ -64,6 +64,7 @@ from .plans import (
     RulePoint,
     TriedRanges,
     Tuned,
+    kept_by_layer,
 )
 from .results import (
     AblationRow,
@@ -202,4 +203,5 @@ __all__ = [
     "VariantSpec",
     "Weather",
     "first_problem",
+    "kept_by_layer",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -16,6 +17,16 @@ class GroupDecision(Part):
     kept: list[int]
     members: list[str] = Field(description="layers whose output channels these are")
     reason: str
+
+
+def kept_by_layer(pruned: Mapping[str, GroupDecision]) -> dict[str, list[int]]:
+    """The output channels that each layer of these groups keeps, where it loses any."""
+    return {
+        name: list(group.kept)
+        for group in pruned.values()
+        if len(group.kept) < group.channels
+        for name in group.members
+    }
 
 
 class LayerDecision(Part):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..export.forms import kernel_shape, resolve_any
-from ..records import LayerTime, Plan
+from ..records import LayerTime, Plan, kept_by_layer
 from .tracing import BatchNorm, ConvOrLinear, padded_to, surroundings
 
 _SUFFIXES = (("v", "u"), ("v", "c", "u"))
@@ -43,7 +43,7 @@ def compact(model: nn.Module, small: Path | onnx.ModelProto, plan: Plan, example
     unknown = [name for name in plan.layers if name not in layers]
     if unknown:
         raise InputError(f"the plan is of another model: it names layer '{unknown[0]}', the module has no such layer")
-    kept = _kept(plan)
+    kept = kept_by_layer(plan.groups)
     _pad_fewer(made, kept)
     names = {id(module): name for name, module in made.named_modules()}
     for name, layer in layers.items():
@@ -70,7 +70,7 @@ def reshaped(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> nn.Mo
     may then be loaded. Raises InputError for the state of another network.
     """
     made = copy.deepcopy(model)
-    _pad_fewer(made, _kept(plan))
+    _pad_fewer(made, kept_by_layer(plan.groups))
     for name, module in list(made.named_modules()):
         if isinstance(module, ConvOrLinear):
             factors = sorted(key for key in state if re.fullmatch(rf"{re.escape(name)}(\.\d)?\.weight", key))
@@ -103,10 +103,6 @@ def exported(
         prepare_dense(dense)
         plan, _ = shrink(dense, small, form=form, energy=energy, tile=tile, table=table)
         return onnx.load(small), plan
-
-
-def _kept(plan: Plan) -> dict[str, list[int]]:
-    return {member: group.kept for group in plan.groups.values() for member in group.members}
 
 
 def _pad_fewer(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:

@@ -18,7 +18,7 @@ from rankfold.export.passes.fold_batchnorm import fold_batchnorm
 from rankfold.export.passes.fold_channels import fold_channels
 from rankfold.export.prune import block_losses, prune
 from rankfold.export.reporting import silent
-from rankfold.export.widths import kept_by_layer
+from rankfold.records import kept_by_layer
 
 from .nets import Net
 from .own_moments import own_moments
