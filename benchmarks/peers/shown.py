@@ -45,7 +45,8 @@ def _network(name: str, rows: Sequence[PeerRow], found: Sequence[ChoosingRow]) -
     order = list(dict.fromkeys(row.tool for row in rows))
     timed = [row for row in rows if row.time is not None]
     timed.sort(key=lambda row: (order.index(row.tool), row.setting, row.precision, row.epochs, row.weight or 0.0))
-    lines = [f"## {name}", "", f"| {' | '.join(_HEADS)} |", f"|{' --- |' * 4}{' ---: |' * (len(_HEADS) - 4)}"]
+    lines = [f"## {name}", "", *_where(timed), "", f"| {' | '.join(_HEADS)} |"]
+    lines += [f"|{' --- |' * 4}{' ---: |' * (len(_HEADS) - 4)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in timed]
     failed = [row for row in rows if row.failed]
     lines += ["", f"{len(rows) - len(timed)} more settings were tried at 0 epochs and are not finalists."]
@@ -53,6 +54,11 @@ def _network(name: str, rows: Sequence[PeerRow], found: Sequence[ChoosingRow]) -
     costs = [row.figures for row in mine if row.what == TOOLCHAIN][-1:]
     lines += [f"The ways to a measured file, seconds: {_costs(one)}." for one in costs]
     return "\n".join([*lines, "", *answers(timed, mine)])
+
+
+def _where(timed: Sequence[PeerRow]) -> list[str]:
+    times = [row.time for row in timed if row.time is not None]
+    return list(dict.fromkeys(f"Timed on {one.machine}, threads: {one.threads}." for one in times))
 
 
 def _costs(figures: Mapping[str, float]) -> str:

@@ -277,6 +277,7 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
         *((side, kind) for side in (False, True) for kind in ("fp32", "int8"))
     ]
     told = markdown(results)
+    assert told.count("Timed on here, threads: 1.") == 1
     assert "- fp32: the fastest of rankfold is rankfold, half of the MACs" in told
     assert re.search(r"\| rankfold \| half of the MACs, [^|]+ \| 2\.00× \(2\.00 to 2\.00\) \| 90\.00 % \|", told)
     assert told.count("rankfold is 1.100× (1.100 to 1.100) as fast as the peer; by a bare loop 1.200×") == 2
