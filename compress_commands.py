@@ -75,7 +75,10 @@ def compress(
     widths: Annotated[bool, typer.Option("--widths", help="With a budget of time: fewer channels too.")] = False,
     keep: Annotated[list[str] | None, typer.Option(help="A layer to leave dense; repeat for more.")] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Write OUT.int8.onnx too; with a budget of time layers may stay float in it.")
+        bool,
+        typer.Option(
+            "--int8", help="Write OUT.int8.onnx too. A budget of time is then of what the original takes in int8."
+        ),
     ] = False,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan; write only OUT.plan.json.")] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Also harm against MACs, or against time.")] = False,

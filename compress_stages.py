@@ -52,7 +52,8 @@ def compress_file(
     """Compress a file for a device: `output`, .plan.json and .parity.json beside it, or nothing; see `fold_file`.
 
     `data` are calibration inputs, of which the first `most` are used; with `plan_only` only the plan is written. With
-    `int8` the small file quantised lies beside it, `OUT.int8.onnx` with its own records; see `quantize_file`.
+    `int8` a budget of time is one of int8, and the small file quantised lies beside it, `OUT.int8.onnx` with its own
+    records; see `quantize_file`.
     """
     require_writable(output)
     if int8 and (data is None or plan_only):
@@ -68,6 +69,8 @@ def compress_file(
         from .runtime.turns import Options
 
         options = Options(threads=threads, shapes=parse_shapes(shapes), inputs=inputs)
+        reduced = needs_reduced_range(facts.isa)
+        by_int8 = Int8(reduced) if int8 and cost == "time" else None
         with (
             bars(stderr) as new_bar,
             nullcontext() if wish.time is None else watching(device, facts, options, new_bar, table, cost) as watch,
@@ -84,6 +87,7 @@ def compress_file(
                 report=progress(new_bar),
                 watch=watch,
                 device=device,
+                int8=by_int8,
             )
             names = job.into(folder, source, output.name)
             if int8:
@@ -94,7 +98,7 @@ def compress_file(
                     folder / output.name,
                     int8_name(output.name),
                     samples_for=partial(first, data, most, how),
-                    int8=Int8(needs_reduced_range(facts.isa), watch=clock, device=device),
+                    int8=Int8(reduced, watch=clock, device=device),
                     tile=tiles,
                     target_ort=runtime,
                     given=given(shapes, inputs),

@@ -97,6 +97,8 @@ def judged(timing: PlanTiming, found: Comparison, budget: Budget, run_s: float) 
         f"{found.ratio:.2f}× as fast ({found.low:.2f} to {found.high:.2f}) on {timing.device} with {timing.threads} "
         f"thread{'s' if timing.threads > 1 else ''}, predicted {1 / timing.predicted:.2f}×"
     )
+    if timing.precision == "int8":
+        said += ", both files in int8"
     if timing.drop is not None:
         said += f"; {timing.drop.said}"
     if timing.budget is not None and low > _OVER * timing.budget:

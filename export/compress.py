@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import onnx
 import onnx_ir as ir
 
 from ..devices import card
@@ -40,6 +42,7 @@ from .fold import finished, naming, opened, record_names, written
 from .forms import resolve_any
 from .frontier import Step, frontier, within
 from .graphs import serialize
+from .int8_times import in_int8, int8_watch
 from .judge import Judge, require_classes, require_enough
 from .layers import Layer, layers_of, require_known
 from .network import Network
@@ -48,6 +51,7 @@ from .parity import lossy_check, require
 from .passes.fold_channels import fold_channels
 from .passes.rewrites import rewritten
 from .prune import Channels, prune
+from .quantize import Int8
 from .reporting import Report, silent
 from .rules import curves
 from .search import Search
@@ -234,7 +238,10 @@ def merged(folded: dict[str, GroupDecision], pruned: dict[str, GroupDecision]) -
 
 @dataclass(frozen=True)
 class Job:
-    """One compression as the command asks for it. `report(what, done, total)` is called as it goes."""
+    """One compression as the command asks for it. `report(what, done, total)` is called as it goes.
+
+    With `int8` a plan by time goes by what int8 takes, as a share of what the original takes in int8.
+    """
 
     wish: Wish
     data: Path | None = None
@@ -247,6 +254,7 @@ class Job:
     report: Report = silent
     watch: Stopwatch | None = None
     device: str = "host"
+    int8: Int8 | None = None
 
     def into(self, folder: Path, source: Path, name: str) -> list[str]:
         """Work in a scratch folder; returns the files there, first the summary (`Compressed`), the model's last.
@@ -299,7 +307,8 @@ class Job:
                 _require_fits(model, self.wish.budget_bytes)
             checks = [*case.checks, *(require(lossy_check(truth, content, "factorise")) for truth in case.originals)]
             if self.wish.time is not None and plan.timing is not None:
-                plan = plan.model_copy(update={"timing": self._measured(plan.timing, source, model, folder)})
+                timing = self._measured(plan.timing, source, before, model, folder)
+                plan = plan.model_copy(update={"timing": timing})
             damage = None
             if samples is not None:
                 damage = damage_of(before, ir.to_proto(model), samples, samples.count)
@@ -322,11 +331,16 @@ class Job:
             channels = Channels(model, network.samples, self.report)
             widths = Widths(channels, tile, {name: one.scale for name, one in scored.items()}, self.report)
         candidates = {name: one.candidates for name, one in scored.items()}
-        search = Search(model, embedded(source), candidates, widths, self.watch, self.report)
+        watch, original = self.watch, embedded(source)
+        if self.int8 is not None:  # which folds first
+            watch, original = int8_watch(watch, self.int8), serialize(model)
+        search = Search(model, original, candidates, widths, watch, self.report)
         judge = None
         if self.wish.time.drop is not None or (self.frontier and network.samples is not None):
             judge = Judge(network, widths, tile)
         found = choose(search, self.wish.time, self.device, self.report, judge)
+        if self.int8 is not None:
+            found.timing = found.timing.model_copy(update={"precision": "int8"})
         drawn = self._curves(search, network, scored, judge) if self.frontier else None
         if widths is not None and widths.dead(found.widths):
             pruned = widths.apply(model, found.widths, tile, network.samples, self.report)
@@ -348,26 +362,31 @@ class Job:
             curves=found,
         )
 
-    def _measured(self, timing: PlanTiming, source: Path, model: ir.Model, folder: Path) -> PlanTiming:
+    def _measured(
+        self, timing: PlanTiming, source: Path, folded: onnx.ModelProto, model: ir.Model, folder: Path
+    ) -> PlanTiming:
         """With what launch pairs of the two files say, or a count of their instructions. Raises CheckFailed where that
         is over the budget.
         """
         assert self.watch is not None, "a budget of time needs a device"
+        assert self.wish.time is not None, "asked for"
         content = serialize(model)
         if self.watch.cost == "instructions":
             found = self.watch.timed(embedded(source), [content], whole=True, launches=1)
             return counted(timing, found[key_of(content)].ratio)
-        small = folder / "timed.onnx"
-        small.write_bytes(content)
-        bench = measure(
-            [("original", source), ("small", small)],
-            self.watch.transport,
-            card.find(self.device),
-            self.watch.options,
-            lambda now: self.report("measuring", now.done, now.total),
-        )
-        small.unlink()
-        assert self.wish.time is not None, "asked for"
+        with TemporaryDirectory(dir=folder) as made:
+            small, original = Path(made) / "small.onnx", source
+            if self.int8 is not None:
+                content, original = in_int8(content, self.int8), Path(made) / "original.onnx"
+                original.write_bytes(in_int8(folded.SerializeToString(), self.int8))
+            small.write_bytes(content)
+            bench = measure(
+                [("original", original), ("small", small)],
+                self.watch.transport,
+                card.find(self.device),
+                self.watch.options,
+                lambda now: self.report("measuring", now.done, now.total),
+            )
         return judged(timing, bench.comparisons[0], self.wish.time, undisturbed(samples_of(bench.pairs, "small")))
 
     def _require_judge(self, model: ir.Model, samples: Samples | None) -> None:

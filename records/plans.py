@@ -88,12 +88,13 @@ class PlanTiming(Part):
 
     `predicted` is from the latency table, `screened` from the network with these shapes before the plan was frozen,
     `measured` from launch pairs of the files after it; `fastest` is the least that any choice reaches; `drop` is there
-    where the metric was limited.
+    where the metric was limited. Of int8, both files are meant as static int8 writes them.
     """
 
     device: str
     threads: int
     cost: CostKind = "time"
+    precision: Literal["fp32", "int8"] = "fp32"
     budget: float | None = None
     rewrites: list[str] = Field(default_factory=list, description="exact ones that this device runs faster")
     fastest: float

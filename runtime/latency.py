@@ -88,7 +88,7 @@ class Table:
     """A SQLite file. Several processes may read and write it at the same time."""
 
     def __init__(self, path: Path, setting: Mapping[str, object]) -> None:
-        self.path = path
+        self.path, self._told = path, setting
         text = json.dumps(setting, sort_keys=True)
         self._setting = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
@@ -98,6 +98,10 @@ class Table:
         with self._open() as connection:
             connection.executescript(_SCHEMA)
             connection.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (self._setting, text))
+
+    def beside(self, what: Mapping[str, object]) -> Table:
+        """Of the same file, for a setting that differs in this."""
+        return Table(self.path, {**self._told, **what})
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -139,12 +143,20 @@ def table_path() -> Path:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """A device on which models are timed against one another, and the table of what it has said before."""
+    """A device on which models are timed against one another, and the table of what it has said before.
+
+    A model is known by its bytes, and timed as `write` makes it.
+    """
 
     transport: Transport
     facts: Facts
     options: Options
     table: Table
+    write: Callable[[bytes], bytes] = bytes
+
+    def writing(self, name: str, write: Callable[[bytes], bytes]) -> Stopwatch:
+        """One that times models as `write` makes them; in the table they are kept apart by this name."""
+        return replace(self, table=self.table.beside({"written": name}), write=write)
 
     @property
     def cost(self) -> CostKind:
@@ -226,7 +238,7 @@ class Stopwatch:
         with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
             files = [Path(folder) / f"{name}.onnx" for name in names]
             for file, model in zip(files, (reference, *models), strict=True):
-                file.write_bytes(model)
+                file.write_bytes(self.write(model))
             request = {"models": list(map(self.transport.place, files)), **told(self.transport, options, cores)}
             seconds = max((WHOLE_SECONDS if whole else SECONDS) / LAUNCHES, WHOLE_ROUNDS * len(names) * run_s)
             for launch, process in enumerate(processes):

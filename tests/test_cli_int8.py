@@ -52,6 +52,19 @@ def test_compress_writes_both(models, call):
     assert "(ranges from 35 inputs, judged on as many others)" in said
 
 
+def test_a_budget_of_time_is_one_of_int8(models, call):
+    code, _, error = call(
+        "compress net.onnx -o small.onnx --damage 0.3 --tile 1 --data data.npz --table t.db --int8"
+    )
+    assert code == 0, error
+    timing = Plan.read(models / "small.plan.json").timing
+    assert timing is not None
+    assert timing.precision == "int8"
+    assert ", both files in int8" in timing.verdict
+    assert _weights_in_int8(models / "small.int8.onnx")
+    assert not _weights_in_int8(models / "small.onnx")
+
+
 def test_compress_says_what_int8_needs(models, call):
     for more in ("", "--data data.npz --plan-only"):
         code, _, error = call(f"compress net.onnx -o small.onnx --macs 0.6 --int8 {more}")
