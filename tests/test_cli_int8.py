@@ -53,9 +53,7 @@ def test_compress_writes_both(models, call):
 
 
 def test_a_budget_of_time_is_one_of_int8(models, call):
-    code, _, error = call(
-        "compress net.onnx -o small.onnx --damage 0.3 --tile 1 --data data.npz --table t.db --int8"
-    )
+    code, _, error = call("compress net.onnx -o small.onnx --damage 0.3 --tile 1 --data data.npz --table t.db --int8")
     assert code == 0, error
     timing = Plan.read(models / "small.plan.json").timing
     assert timing is not None

@@ -26,7 +26,7 @@ from ..rows import read, write
 from ..training import side_by_side
 from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists
 from .making import every_tool, grid_of, in_worker, scored
-from .own import DENSE, INT8, NARROW, RANKFOLD, quantised
+from .own import DENSE, INT8, NARROW, OURS, RANKFOLD, quantised
 from .points import Point
 from .subjects import SEED, Subject
 from .timing import duel, in_pairs, roughly
@@ -116,7 +116,7 @@ class Campaign:
         if not int8 or not there:
             return []
         least = self.points[max(int8, key=lambda key: int8[key].validation_accuracy or 0.0)].setting
-        how = quantised() if tool.name == RANKFOLD else least
+        how = quantised() if tool.name in OURS else least
         dense = self.dense.validation_accuracy or 0.0
         accurate = max(there, key=lambda key: there[key].validation_accuracy or 0.0)
         keys = dict.fromkeys(key for key in (best(there, dense), accurate) if key is not None)
@@ -325,7 +325,7 @@ class Campaign:
             epoch_s = image_s * len(subject.data.train)
             steps = [setting.arguments["steps"] for setting in settings if "steps" in setting.arguments]
             yield Stage("trainings that are part of a tool", len(steps), sum(steps) * A_BATCH * image_s)
-            anew = sum(setting.tool in (NARROW, RANKFOLD) for setting in settings) if subject.is_taught else 0
+            anew = sum(setting.tool in (NARROW, *OURS) for setting in settings) if subject.is_taught else 0
             yield Stage("small networks trained from the beginning", anew, anew * DENSE_EPOCHS * epoch_s * SMALLER)
             short, long = (epochs * epoch_s * SMALLER for epochs in EPOCHS)
             yield Stage("trainings of finalists", finals + learners, short * (finals * DISTILLING + learners))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ...records import DistillSpec, PeerRow
-from .own import DENSE, RANKFOLD
+from .own import DENSE, OURS, RANKFOLD
 
 BANDS, ONE_BAND = ((0.0, 0.5), (0.5, 0.7), (0.7, 0.92)), ((0.0, 0.95),)
 EPOCHS, QUICK_EPOCH = (1.0, 5.0), 0.25
@@ -56,9 +56,7 @@ def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], Pee
     """By ("rankfold" or "peer", class): the fastest that loses little enough; None where none does."""
     near = within(rows, dense)
     return {
-        (side, kind): fastest(
-            row for row in near if row.precision == kind and (row.tool == RANKFOLD) == (side == RANKFOLD)
-        )
+        (side, kind): fastest(row for row in near if row.precision == kind and (row.tool in OURS) == (side == RANKFOLD))
         for kind in ("fp32", "int8")
         for side in (RANKFOLD, "peer")
     }

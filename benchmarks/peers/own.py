@@ -35,7 +35,10 @@ from .tools import Setting, Tool
 
 RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrower dense", "plain SVD by energy"
 PLAN = "model.plan.json"
+FOR_INT8 = "rankfold, planned for int8"
+OURS = (RANKFOLD, FOR_INT8)
 BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
+INT8_BUDGETS = (0.9, 0.8)  # of what it takes in int8
 SMALL = ("compact", "compact-low-rank")  # of the comparison "chars74k": recipes that train Dec3 small
 ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
 FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
@@ -195,8 +198,32 @@ class Rankfold(Planned):
         watch = replace(watch, options=replace(watch.options, pairs=asked["pairs"]))
         budget = Budget(share=asked["budget"])
         wish = Wish(asked["forms"], time=budget, widths=asked["widths"], tile=watch.facts.tile)
-        job = Job(wish, data=self.subject.calibration(), most=asked["most"], watch=watch, report=self.report)
+        int8 = Int8(asked["reduce_range"]) if "reduce_range" in asked else None
+        data = self.subject.calibration()
+        job = Job(wish, data=data, most=asked["most"], watch=watch, report=self.report, int8=int8)
         job.into(target.parent, source, target.name)
+
+
+@dataclass(frozen=True)
+class RankfoldForInt8(Rankfold):
+    """`rankfold compress --int8`, whose budgets are of int8's time; the rest as of the other."""
+
+    name: str = FOR_INT8
+    example: str = (
+        "docs/deploying.md#int8: rankfold compress dense.onnx -o model.onnx --budget 0.9 --widths --int8 "
+        "--data calibration.npz; then as rankfold's"
+    )
+
+    def settings(self, network: str, quick: bool) -> Sequence[Setting]:
+        """Budgets, with narrower layers; not in a quick run, nor where nothing is scored."""
+        if quick or not self.subject.is_scored:
+            return []
+        how = {"widths": True, "forms": list(AUTO_FORMS), "most": CALIBRATION, "pairs": None}
+        how |= {"reduce_range": needs_reduced_range(here().isa)}
+        return [
+            Setting(self.name, f"budget {share:g}, widths", {"budget": share, **how}, is_alone=True)
+            for share in INT8_BUDGETS
+        ]
 
 
 @dataclass(frozen=True)
@@ -275,9 +302,10 @@ def quantised() -> Setting:
     return Setting(RANKFOLD, "quantize --timed", how, is_alone=True)
 
 
-OWN = (Dense, Rankfold, Narrow, EnergySvd, OrtInt8)
+OWN = (Dense, Rankfold, RankfoldForInt8, Narrow, EnergySvd, OrtInt8)
 
 
 def own(subject: Subject, say: Say = silent, report: Report = unreported) -> list[Tool]:
     """All of them, the dense network first."""
-    return [Dense(subject), Rankfold(subject, say, report), Narrow(subject, say), EnergySvd(subject), OrtInt8(subject)]
+    ours = [Rankfold(subject, say, report), RankfoldForInt8(subject, say, report)]
+    return [Dense(subject), *ours, Narrow(subject, say), EnergySvd(subject), OrtInt8(subject)]

@@ -9,7 +9,7 @@ from ...files import replacing
 from ...records import ChoosingRow, PeerRow, PeerTime
 from ..rows import read
 from .finalists import DROP, chosen, fastest, within
-from .own import DENSE, INT8, OWN, RANKFOLD
+from .own import DENSE, INT8, OURS, OWN, RANKFOLD
 from .registry import tools
 from .words import ANSWERS, TOOLCHAIN, learned, note_of
 
@@ -94,7 +94,7 @@ def _cells(row: PeerRow) -> list[str]:
 def _lines(row: PeerRow) -> int:
     known = {tool.name: tool.lines for tool in (*OWN, *tools())}
     is_quantised = row.precision == "int8" and row.tool != INT8
-    return known.get(row.tool, 0) + (0 if not is_quantised else 1 if row.tool == RANKFOLD else known[INT8])
+    return known.get(row.tool, 0) + (0 if not is_quantised else 1 if row.tool in OURS else known[INT8])
 
 
 def _percent(share: float | None) -> str:
