@@ -215,14 +215,15 @@ class RankfoldForInt8(Rankfold):
     )
 
     def settings(self, network: str, quick: bool) -> Sequence[Setting]:
-        """Budgets, with narrower layers; not in a quick run, nor where nothing is scored."""
-        if quick or not self.subject.is_scored:
+        """Budgets, with narrower layers; none in a quick run."""
+        if quick:
             return []
+        budgets = INT8_BUDGETS if self.subject.is_scored else INT8_BUDGETS[:1]
         how = {"widths": True, "forms": list(AUTO_FORMS), "most": CALIBRATION, "pairs": None}
         how |= {"reduce_range": needs_reduced_range(here().isa)}
         return [
             Setting(self.name, f"budget {share:g}, widths", {"budget": share, **how}, is_alone=True)
-            for share in INT8_BUDGETS
+            for share in budgets
         ]
 
 
