@@ -40,7 +40,7 @@ from .test_cli_child import alive, interrupted
 
 CUTS = 20 if SOAK else 4
 PAIRS = CUTS // 2
-MOMENTS_S = 1.5  # about the time of a pair
+MOMENTS_S = 0.7  # on a fast machine about the time of a pair
 PAIR = 6  # processes there: a shell and Python each for two models and the keeper
 GONE_S = 10.0  # an idle connection would last for twice as long
 
