@@ -24,7 +24,7 @@ from ..answers import Answers, Found
 from ..command import stopwatch_here
 from ..rows import read, write
 from ..training import side_by_side
-from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists
+from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists, going_on
 from .making import every_tool, grid_of, in_worker, scored
 from .own import DENSE, INT8, NARROW, OURS, RANKFOLD, quantised
 from .points import Point
@@ -70,12 +70,12 @@ class Campaign:
         make(self._known([point for tool in tools.values() for point in grid_of(tool, self.subject)]))
         time_roughly()
         learners = [tool for tool in tools.values() if isinstance(tool, ModuleTool) and self.subject.is_scored]
-        is_quick, (short, long), (distilled, labels) = self.subject.places.quick, EPOCHS, WEIGHTS
+        is_quick, (short, long), distilled = self.subject.places.quick, EPOCHS, WEIGHTS[0]
         first = QUICK_EPOCH if is_quick else short
         make(self._known([p for tool in learners for p in self._after(self.finalists(tool), first, distilled)]))
         if not is_quick:
-            make(self._known([p for tool in learners for p in self._on(tool, short, short, labels)]))
-            make(self._known([p for tool in learners for p in self._on(tool, short, long)]))
+            make(self._known([p for tool in learners for p in self._by_labels(tool, short)]))
+            make(self._known([p for tool in learners for p in self._longer(tool, short, long)]))
         make(self._known([p for tool in tools.values() for p in self._quantised(tool)]))
 
     def finalists(self, tool: Tool) -> list[Point]:
@@ -92,15 +92,19 @@ class Campaign:
     def _after(points: Iterable[Point], epochs: float, weight: float) -> list[Point]:
         return [Point(point.setting, epochs, weight) for point in points]
 
-    def _on(self, tool: Tool, short: float, epochs: float, weight: float | None = None) -> list[Point]:
-        """A tool's best after the short training, for another; as it learned before where no weight is given."""
-        learned = self._rows_of(tool, lambda point: point.epochs == short and point.int8 is None)
-        key = best(learned, self.dense.validation_accuracy or 0.0) if learned else None
-        if key is None:
-            return []
-        point = self.points[key]
-        assert point.weight is not None, "it has learned"
-        return self._after([point], epochs, point.weight if weight is None else weight)
+    def _by_labels(self, tool: Tool, epochs: float) -> list[Point]:
+        """A tool's best after the short training, from labels alone."""
+        learned = self._learned(tool, epochs)
+        key = best(learned, self.dense.validation_accuracy or 0.0)
+        return [] if key is None else self._after([self.points[key]], epochs, WEIGHTS[1])
+
+    def _longer(self, tool: Tool, short: float, long: float) -> list[Point]:
+        """Those that go on, each as it learned better."""
+        keys = going_on(self._learned(tool, short), self.dense.validation_accuracy or 0.0)
+        return [Point(self.points[key].setting, long, self.points[key].weight) for key in keys]
+
+    def _learned(self, tool: Tool, epochs: float) -> dict[str, PeerRow]:
+        return self._rows_of(tool, lambda point: point.epochs == epochs and point.int8 is None)
 
     def _quantised(self, tool: Tool) -> list[Point]:
         """A tool's best network and its most accurate one: ours by our own setting, others by the one of ONNX Runtime's

@@ -5,7 +5,8 @@ bands      by a short contest, a network's share of the dense one's time. A tool
            is one band where nothing is scored, and in a quick run, which has a part of an epoch and no more
 1 epoch    every finalist, with distillation; a tool's best one from labels alone, too: the fastest that is within NEAR
            of the dense network's validation accuracy, else the most accurate
-5 epochs   a tool's best one, by whichever of the two did better
+5 epochs   a tool's best one, by whichever of the two did better, and its others that are then within REACH of the dense
+           network: the eight that were trained first gained at most 2.1 points from one epoch to five
 int8       the dense network by each setting of ONNX Runtime's tool; by the best of these then each tool's best network,
            and its most accurate one. Rankfold's by its own `quantize --timed`: layers that are slower so stay float
 chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy; of several with
@@ -23,7 +24,7 @@ from .own import DENSE, OURS, RANKFOLD
 BANDS, ONE_BAND = ((0.0, 0.5), (0.5, 0.7), (0.7, 0.92)), ((0.0, 0.95),)
 EPOCHS, QUICK_EPOCH = (1.0, 5.0), 0.25
 WEIGHTS = (DistillSpec().weight, 0.0)
-NEAR, DROP = 0.01, 0.005
+NEAR, DROP, REACH = 0.01, 0.005, 0.03
 Key = TypeVar("Key")
 Rows = Mapping[Key, PeerRow]
 
@@ -50,6 +51,17 @@ def best(rows: Rows[Key], dense: float) -> Key | None:
     if near:
         return min(near, key=lambda key: (there[key].roughly or 1.0, -_accuracy(there[key])))
     return max(there, key=lambda key: _accuracy(there[key]), default=None)
+
+
+def going_on(rows: Rows[Key], dense: float) -> list[Key]:
+    """Of one tool's networks that have learned: who learns longer, each setting as it learned better."""
+    settings: dict[str, Key] = {}
+    for key, row in rows.items():
+        known = settings.get(row.setting)
+        if row.validation_accuracy is not None and (known is None or _accuracy(row) > _accuracy(rows[known])):
+            settings[row.setting] = key
+    first = best(rows, dense)
+    return [key for key in settings.values() if key == first or _accuracy(rows[key]) >= dense - REACH]
 
 
 def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], PeerRow | None]:
