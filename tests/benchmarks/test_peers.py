@@ -18,7 +18,7 @@ from rankfold.benchmarks.answers import Found
 from rankfold.benchmarks.evidence import written
 from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, timing
 from rankfold.benchmarks.peers.campaign import Campaign
-from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, best, chosen
+from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, REACH, best, chosen, going_on
 from rankfold.benchmarks.peers.mobilenet import WIDTHS, mobilenetv2
 from rankfold.benchmarks.peers.own import DENSE, INT8, NARROW, RANKFOLD
 from rankfold.benchmarks.peers.points import Point
@@ -88,6 +88,22 @@ def test_the_fastest_that_is_near_goes_on_else_the_most_accurate():
     assert best(rows, 0.9) == "near"
     assert best(rows, 0.95) == "nearer"
     assert best({}, 0.9) is None
+
+
+def test_those_within_reach_learn_longer_each_as_it_learned_better():
+    def learned(setting: str, accuracy: float | None, roughly: float) -> PeerRow:
+        return row(accuracy=accuracy, roughly=roughly).model_copy(update={"setting": setting})
+
+    rows = {
+        "taught": learned("a", 0.9, 0.5),
+        "by labels": learned("a", 0.91, 0.5),
+        "within reach": learned("b", 0.9 - 0.9 * REACH, 0.3),
+        "out of reach": learned("c", 0.9 - 1.1 * REACH, 0.2),
+        "failed": learned("d", None, 0.1),
+    }
+    assert going_on(rows, 0.9) == ["by labels", "within reach"]
+    assert going_on({"out of reach": rows["out of reach"]}, 0.9) == ["out of reach"]
+    assert going_on({}, 0.9) == []
 
 
 def test_the_fastest_that_loses_little_is_chosen_in_each_class():
