@@ -51,7 +51,7 @@ from .parity import lossy_check, require
 from .passes.fold_channels import fold_channels
 from .passes.rewrites import rewritten
 from .prune import Channels, prune
-from .quantize import Int8
+from .quantize import Int8, require_quantisable
 from .reporting import Report, silent
 from .rules import curves
 from .search import Search
@@ -265,6 +265,8 @@ class Job:
         wanted = None if self.target_ort is None else runtime_named(self.target_ort)
         with naming(source):
             model, case = opened(source, self.given or Given(), folder)
+            if self.int8 is not None:
+                require_quantisable(model)
             samples = self._samples(model)
             self._require_judge(model, samples)
             dense_macs = {layer.name: layer.macs for layer in layers_of(model)}

@@ -121,6 +121,14 @@ def quantize_into(
     return written(folder, name, small, plan, Parity(checks=checks, damage=damage))
 
 
+def require_quantisable(model: ir.Model) -> None:
+    """Raises InputError for a model that the tool cannot take."""
+    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph):
+        raise InputError("the model is quantised already; give the float model")
+    if is_large(model):
+        raise InputError("the model is larger than 2 GB; quantize takes models that fit one ONNX file")
+
+
 def quantized(
     model: ir.Model,
     samples: Samples,
@@ -134,10 +142,7 @@ def quantized(
     Half of the inputs give the ranges, the other half judges, where there are enough; else all do both. `exact(model,
     what)` raises where a float model does not do the same as the one given.
     """
-    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph):
-        raise InputError("the model is quantised already; give the float model")
-    if is_large(model):
-        raise InputError("the model is larger than 2 GB; quantize takes models that fit one ONNX file")
+    require_quantisable(model)
     layers = {layer.name: layer for layer in layers_of(model)}
     require_known(int8.keep, layers)
     original = ir.to_proto(_per_channel(model))

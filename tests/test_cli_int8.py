@@ -63,6 +63,14 @@ def test_a_budget_of_time_is_one_of_int8(models, call):
     assert not _weights_in_int8(models / "small.onnx")
 
 
+def test_what_is_quantised_already_is_said_before_anything_is_timed(models, call):
+    assert call("quantize net.onnx -o q.onnx --data data.npz --tile 1")[0] == 0
+    code, _, error = call("compress q.onnx -o small.onnx --damage 0.3 --data data.npz --table t.db --int8")
+    assert code == 2
+    assert "q.onnx: the model is quantised already; give the float model" in error
+    assert not list(models.glob("small*"))
+
+
 def test_compress_says_what_int8_needs(models, call):
     for more in ("", "--data data.npz --plan-only"):
         code, _, error = call(f"compress net.onnx -o small.onnx --macs 0.6 --int8 {more}")
