@@ -6,8 +6,6 @@ its neighbours or a whole network, is quantised with the same range for every va
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 
@@ -35,7 +33,7 @@ def in_int8(model: bytes, int8: Int8) -> bytes:
         return model
     names = [one.name for one in proto.graph.input] + [name for node in proto.graph.node for name in node.output]
     ranges = TensorsData(CalibrationMethod.MinMax, dict.fromkeys(names, _RANGE))
-    return with_ranges(proto, ranges, replace(int8, keep=()), int8.keep).SerializeToString()
+    return with_ranges(proto, ranges, int8, int8.keep).SerializeToString()
 
 
 def _stored(proto: onnx.ModelProto) -> onnx.ModelProto:
