@@ -24,7 +24,21 @@ from ..answers import Answers, Found
 from ..command import stopwatch_here
 from ..rows import read, write
 from ..training import side_by_side
-from .finalists import BANDS, EPOCHS, ONE_BAND, QUICK_EPOCH, WEIGHTS, best, chosen, finalists, going_on
+from .finalists import (
+    BANDS,
+    DROP,
+    EPOCHS,
+    MORE,
+    ONE_BAND,
+    QUICK_EPOCH,
+    WEIGHTS,
+    best,
+    between,
+    chosen,
+    finalists,
+    going_on,
+    holding,
+)
 from .making import every_tool, grid_of, in_worker, scored
 from .own import DENSE, INT8, NARROW, OURS, RANKFOLD, quantised
 from .points import Point
@@ -64,7 +78,7 @@ class Campaign:
     # --- the stages -----------------------------------------------------------------------------------------
 
     def walk(self, make: Callable[[Sequence[Point]], None], time_roughly: Callable[[], None]) -> None:
-        """Grid, short contest, finalists, those that go on, int8."""
+        """Grid, short contest, finalists, those that go on, those between, int8."""
         tools = self.tools
         make(self._known(grid_of(tools[DENSE], self.subject)))
         make(self._known([point for tool in tools.values() for point in grid_of(tool, self.subject)]))
@@ -76,6 +90,8 @@ class Campaign:
         if not is_quick:
             make(self._known([p for tool in learners for p in self._by_labels(tool, short)]))
             make(self._known([p for tool in learners for p in self._longer(tool, short, long)]))
+            limit = self._held()
+            make(self._known([p for tool in learners for p in self._between(tool, short, long, limit)]))
         make(self._known([p for tool in tools.values() for p in self._quantised(tool)]))
 
     def finalists(self, tool: Tool) -> list[Point]:
@@ -103,12 +119,27 @@ class Campaign:
         keys = going_on(self._learned(tool, short), self.dense.validation_accuracy or 0.0)
         return [Point(self.points[key].setting, long, self.points[key].weight) for key in keys]
 
+    def _held(self) -> float:
+        """The share of time of the fastest network in float, of any tool, that loses little enough so far."""
+        found = [self.rows[key] for key, point in self.points.items() if point.int8 is None and key in self.rows]
+        return holding((row for row in found if row.precision == "fp32"), self.dense.validation_accuracy or 0.0)
+
+    def _between(self, tool: Tool, short: float, long: float, limit: float) -> list[Point]:
+        """Settings nobody knows about yet, as the tool's best one learned better."""
+        key = best(self._learned(tool, short), self.dense.validation_accuracy or 0.0)
+        if key is None:
+            return []
+        grid = self._rows_of(tool, lambda point: point.weight is None and point.int8 is None)
+        learned = self._rows_of(tool, lambda point: point.weight is not None and point.int8 is None).values()
+        weight = self.points[key].weight
+        return [Point(self.points[one].setting, long, weight) for one in between(grid, learned, limit)]
+
     def _learned(self, tool: Tool, epochs: float) -> dict[str, PeerRow]:
         return self._rows_of(tool, lambda point: point.epochs == epochs and point.int8 is None)
 
     def _quantised(self, tool: Tool) -> list[Point]:
-        """A tool's best network and its most accurate one: ours by our own setting, others by the one of ONNX Runtime's
-        that costs the dense one least.
+        """A tool's best network, its fastest that loses little enough, and its most accurate one: ours by our own
+        setting, others by the one of ONNX Runtime's that costs the dense one least.
         """
         if tool.name in (DENSE, INT8):
             return []
@@ -123,7 +154,7 @@ class Campaign:
         how = quantised() if tool.name in OURS else least
         dense = self.dense.validation_accuracy or 0.0
         accurate = max(there, key=lambda key: there[key].validation_accuracy or 0.0)
-        keys = dict.fromkeys(key for key in (best(there, dense), accurate) if key is not None)
+        keys = dict.fromkeys(key for key in (best(there, dense), best(there, dense, DROP), accurate) if key is not None)
         return [Point(p.setting, p.epochs, p.weight, how) for p in (self.points[key] for key in keys)]
 
     # --- rows -----------------------------------------------------------------------------------------------
@@ -333,8 +364,9 @@ class Campaign:
             yield Stage("small networks trained from the beginning", anew, anew * DENSE_EPOCHS * epoch_s * SMALLER)
             short, long = (epochs * epoch_s * SMALLER for epochs in EPOCHS)
             yield Stage("trainings of finalists", finals + learners, short * (finals * DISTILLING + learners))
-            yield Stage("longer trainings", learners, learners * long * DISTILLING)
-        quantised = (2 if subject.is_scored else 1) * learners
+            longer = (1 + MORE) * learners
+            yield Stage("longer trainings", longer, longer * long * DISTILLING)
+        quantised = (3 if subject.is_scored else 1) * learners
         yield Stage("networks in int8", quantised, quantised * A_POINT_S)
         timed = finals + quantised
         yield Stage("networks in launch pairs", timed, timed * PAIRS * A_PAIR_S, is_alone=True)

@@ -7,8 +7,11 @@ bands      by a short contest, a network's share of the dense one's time. A tool
            of the dense network's validation accuracy, else the most accurate
 5 epochs   a tool's best one, by whichever of the two did better, and its others that are then within REACH of the dense
            network: the eight that were trained first gained at most 2.1 points from one epoch to five
+between    of each tool MORE settings more, for 5 epochs at once: faster than the fastest network of all that loses at
+           most DROP so far, slower than what of this tool has learned and lost more; the most accurate at 0 epochs
 int8       the dense network by each setting of ONNX Runtime's tool; by the best of these then each tool's best network,
-           and its most accurate one. Rankfold's by its own `quantize --timed`: layers that are slower so stay float
+           its fastest that loses at most DROP, and its most accurate one. Rankfold's by its own `quantize --timed`:
+           layers that are slower so stay float
 chosen     in each class, fp32 and int8, the fastest that loses at most DROP of validation accuracy; of several with
            the same shapes, and so the same time, the most accurate
 """
@@ -25,6 +28,7 @@ BANDS, ONE_BAND = ((0.0, 0.5), (0.5, 0.7), (0.7, 0.92)), ((0.0, 0.95),)
 EPOCHS, QUICK_EPOCH = (1.0, 5.0), 0.25
 WEIGHTS = (DistillSpec().weight, 0.0)
 NEAR, DROP, REACH = 0.01, 0.005, 0.03
+MORE = 2
 Key = TypeVar("Key")
 Rows = Mapping[Key, PeerRow]
 
@@ -44,10 +48,10 @@ def _standing(row: PeerRow) -> tuple[int, int]:
     return round(100 * (row.validation_accuracy or 0.0)), row.macs or 0
 
 
-def best(rows: Rows[Key], dense: float) -> Key | None:
-    """Of one tool's networks that have learned: who goes on."""
+def best(rows: Rows[Key], dense: float, lost: float = NEAR) -> Key | None:
+    """Of one tool's networks that have learned: who goes on. The fastest that lost so little, else the most accurate."""
     there = {key: row for key, row in rows.items() if row.validation_accuracy is not None}
-    near = [key for key, row in there.items() if _accuracy(row) >= dense - NEAR]
+    near = [key for key, row in there.items() if _accuracy(row) >= dense - lost]
     if near:
         return min(near, key=lambda key: (there[key].roughly or 1.0, -_accuracy(there[key])))
     return max(there, key=lambda key: _accuracy(there[key]), default=None)
@@ -62,6 +66,25 @@ def going_on(rows: Rows[Key], dense: float) -> list[Key]:
             settings[row.setting] = key
     first = best(rows, dense)
     return [key for key in settings.values() if key == first or _accuracy(rows[key]) >= dense - REACH]
+
+
+def holding(rows: Iterable[PeerRow], dense: float) -> float:
+    """What the fastest network takes that loses at most DROP, as a share of the dense one's time by a short contest."""
+    near = (row for row in rows if row.validation_accuracy is not None and _accuracy(row) >= dense - DROP)
+    return min((row.roughly for row in near if row.roughly is not None), default=1.0)
+
+
+def between(grid: Rows[Key], learned: Iterable[PeerRow], limit: float) -> list[Key]:
+    """Of one tool's points at 0 epochs: who learns as well, for a network faster than `limit`."""
+    tried = list(learned)
+    floor = max((row.roughly for row in tried if row.roughly is not None and row.roughly < limit), default=0.0)
+    shapes = {row.macs for row in tried}
+    found: dict[int | None, Key] = {}  # by MACs: several settings may come to the same widths
+    for key in sorted(grid, key=lambda key: _standing(grid[key]), reverse=True):
+        row = grid[key]
+        if row.failed is None and floor < (row.roughly or 0.0) < limit and row.macs not in shapes:
+            found.setdefault(row.macs, key)
+    return list(found.values())[:MORE]
 
 
 def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], PeerRow | None]:

@@ -37,10 +37,11 @@ RANKFOLD, DENSE, INT8, NARROW, ENERGY = "rankfold", "dense", "ORT int8", "narrow
 PLAN = "model.plan.json"
 FOR_INT8 = "rankfold, planned for int8"
 OURS = (RANKFOLD, FOR_INT8)
-BUDGETS = (0.8, 0.65, 0.5, 0.4)  # shares of the dense network's time
-INT8_BUDGETS = (0.9, 0.8)  # of what it takes in int8
+BUDGETS = (0.8, 0.75, 0.7, 0.65, 0.5, 0.4)  # shares of the dense network's time
+PLAIN_BUDGET = 0.65  # the one that is planned without narrower layers as well
+INT8_BUDGETS = (0.9, 0.85, 0.8)  # of what it takes in int8
 SMALL = ("compact", "compact-low-rank")  # of the comparison "chars74k": recipes that train Dec3 small
-ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7), (1, 16)
+ENERGIES, TILES = (0.98, 0.95, 0.9, 0.8, 0.7, 0.65, 0.6, 0.5), (1, 16)
 FORMS = {"resnet20": ("channel", "spatial"), "dec3": ("channel",), "mobilenetv2": ("linear",)}
 CALIBRATED = (128, 512)  # images
 _SETTLED, _BATCH = 1024, 128
@@ -146,8 +147,8 @@ class Rankfold(Planned):
         if quick:
             few = {"budget": 0.7, "widths": False, "forms": [FORMS[network][-1]], "most": 64, "pairs": 2}
             return [Setting(self.name, "budget 0.7, one form", few, is_alone=True)]
-        some = BUDGETS if self.subject.is_scored else BUDGETS[1:2]
-        wanted = [*((share, True) for share in some), (BUDGETS[1], False)]
+        some = BUDGETS if self.subject.is_scored else (PLAIN_BUDGET,)
+        wanted = [*((share, True) for share in some), (PLAIN_BUDGET, False)]
         budgets = [
             Setting(
                 self.name,

@@ -17,7 +17,7 @@ from .installed import library, missing, quiet
 from .learning import AUGMENT, MOMENTUM, RATE, WEIGHT_DECAY, learn
 from .tools import ModuleTool, Setting
 
-RATIOS, ROUND_TO = (0.15, 0.3, 0.45, 0.6), (None, 8, 16)
+RATIOS, ROUND_TO = (0.15, 0.2, 0.25, 0.3, 0.45, 0.6), (None, 8, 16)
 SPARSE_RATIOS, SPARSE_ROUND_TO = (0.3, 0.5), (None, 16)
 REGULARIZED, STEPS = (1e-3, 1e-2), 200  # strengths; batches of sparse training
 QUICK_STEPS = 20
