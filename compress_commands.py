@@ -101,8 +101,8 @@ def compress(
 ) -> None:
     """Factorise the layers of any ONNX file, by damage per MAC: OUT.onnx, .plan.json, .parity.json."""
     from .compress_stages import compress_file
-    from .export.compress import AUTO_FORMS, Wish
     from .export.quantize import int8_name
+    from .export.wish import AUTO_FORMS, Wish
     from .records import Plan
     from .tables import damage_text, print_curves, print_frontier, print_int8, print_plan
 
@@ -173,7 +173,7 @@ def latency_table(
 ) -> None:
     """How long the layers of an ONNX file take on a device, in every way to write them."""
     from .compress_stages import layer_times
-    from .export.compress import AUTO_FORMS
+    from .export.wish import AUTO_FORMS
     from .files import require_writable
     from .records import LayerTable
     from .tables import print_layer_times

@@ -21,7 +21,7 @@ from .terminal import bars, progress, stderr_for_child
 
 if TYPE_CHECKING:
     from .export.calibration import Preprocess
-    from .export.compress import Wish
+    from .export.wish import Wish
 
 
 _AROUND_S = 600.0  # to open files, beside the time there is to measure

@@ -154,9 +154,9 @@ def _training_images(record: TrainRecord, path: Path | None) -> Callable[[onnx.M
 def _export_planned(folder: Path, record: TrainRecord, stored: Checkpoint, model: nn.Module) -> Plan:
     import torch
 
-    from .export.compress import unmeasured
     from .export.from_torch import to_onnx
     from .export.shrink import carry_out, prepare_dense
+    from .export.wish import unmeasured
     from .train.planned import modules_of
 
     dense, small, plan = modules_of(stored, model)

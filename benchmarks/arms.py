@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..export.compress import unmeasured
 from ..export.from_torch import to_onnx
 from ..export.shrink import carry_out, prepare_dense, shrink
+from ..export.wish import unmeasured
 from ..files import digest, locked, replacing_all, sha256_of
 from ..records import DistillSpec, Finish, Plan, Recipe, TrainRecord
 from ..runtime.costs import count

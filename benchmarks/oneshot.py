@@ -24,7 +24,6 @@ import onnx_ir as ir
 
 from ..errors import CheckFailed, RankfoldError, complaint
 from ..export.calibration import Samples
-from ..export.compress import AUTO_FORMS, Wish, plan_of, steps_of
 from ..export.evaluate import score
 from ..export.fold import tidy
 from ..export.frontier import Step
@@ -35,6 +34,7 @@ from ..export.passes.fold_batchnorm import fold_batchnorm
 from ..export.passes.fold_channels import fold_channels
 from ..export.prune import prune
 from ..export.reporting import silent
+from ..export.wish import AUTO_FORMS, Wish, plan_of, steps_of
 from ..files import digest, replacing
 from ..records import DataSpec, ModelSpec, OneShotRow
 from .rows import read, write

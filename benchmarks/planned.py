@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..export.compress import Job, Wish
+from ..export.compress import Job
+from ..export.wish import Wish
 from ..files import replacing_all
 from ..records import DataSpec, DistillSpec, ModelSpec, OptimizerSpec, Plan, PlannedRow, Promise, Recipe
 from ..runtime.serving import sha256_at

@@ -19,10 +19,11 @@ from ..errors import CheckFailed
 from ..export import verify
 from ..export.budget import Budget
 from ..export.candidates import DENSE, Way
-from ..export.compress import AUTO_FORMS, Job, Wish
+from ..export.compress import Job
 from ..export.search import Draft, Search
 from ..export.solve import Option
 from ..export.timing import times_of_file
+from ..export.wish import AUTO_FORMS, Wish
 from ..records import Compressed, LayerDecision, LayerTime, Plan
 from ..runtime.inputs import Given
 from ..runtime.latency import key_of, stopwatch

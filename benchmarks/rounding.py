@@ -32,8 +32,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..export.compress import Job, Wish
+from ..export.compress import Job
 from ..export.explain import explain, make_into
+from ..export.wish import Wish
 from ..files import sha256_of, write_bytes
 from ..records import ChoosingRow
 from ..runtime.costs import count

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from ..errors import CheckFailed, InputError
 from ..export.budget import Budget, choose
 from ..export.calibration import Samples
-from ..export.compress import AUTO_FORMS
 from ..export.damage import Candidate
 from ..export.fold import opened
 from ..export.graphs import copied
@@ -23,6 +22,7 @@ from ..export.network import Network
 from ..export.passes.fold_channels import fold_channels
 from ..export.reporting import Report, silent
 from ..export.search import Draft, Search
+from ..export.wish import AUTO_FORMS
 from ..files import sha256_of
 from ..runtime.inputs import Given
 from ..runtime.latency import Stopwatch

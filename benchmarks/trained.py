@@ -35,12 +35,12 @@ from torch import nn
 from ..devices import card
 from ..devices.local import LocalTransport
 from ..errors import InputError
-from ..export.compress import unmeasured
 from ..export.fold import opened
 from ..export.from_torch import to_onnx
 from ..export.graphs import save
 from ..export.passes.rewrites import REWRITES, rewritten
 from ..export.shrink import carry_out, prepare_dense, shrink
+from ..export.wish import unmeasured
 from ..files import digest
 from ..records import (
     DataSpec,

@@ -25,9 +25,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import RankfoldError, complaint
-from ..export.compress import Job, Wish
+from ..export.compress import Job
 from ..export.evaluate import score
 from ..export.graphs import with_weights
+from ..export.wish import Wish
 from ..records import Compressed, TuningRow
 from ..train.compact import compact
 from ..train.data.dataset import augment

@@ -27,6 +27,7 @@ timing.py      what layers and plans take on a device                           
 widths.py      how narrow channels may be, and what that damages                 Channels → widths
 budget.py      least damage in the time there is, held against dense in place    candidates, device → choice
 prune.py       whole channels that their readers miss least                      model, Samples → model
+wish.py        what is wanted, and a decision and a reason for every layer       model, limits → Plan
 compress.py    all of these in order                                             ONNX → ONNX, Plan, Parity
 ranges.py      ranges of activations by ONNX Runtime's calibrators               ONNX, Samples → ranges
 int8_layers.py  a layer as int8 between its neighbours, and which had better stay float  latency table → layers

@@ -49,7 +49,7 @@ def _standing(row: PeerRow) -> tuple[int, int]:
 
 
 def best(rows: Rows[Key], dense: float, lost: float = NEAR) -> Key | None:
-    """Of one tool's networks that have learned: who goes on. The fastest that lost so little, else the most accurate."""
+    """Of one tool's networks that have learned: the fastest that lost so little, else the most accurate."""
     there = {key: row for key, row in rows.items() if row.validation_accuracy is not None}
     near = [key for key, row in there.items() if _accuracy(row) >= dense - lost]
     if near:

@@ -16,12 +16,13 @@ from ...devices import probe
 from ...devices.local import LocalTransport
 from ...export.budget import Budget
 from ...export.calibration import Preprocess, first
-from ...export.compress import AUTO_FORMS, Job, Wish, unmeasured
+from ...export.compress import Job
 from ...export.from_torch import to_onnx
 from ...export.quantize import Int8, needs_reduced_range, quantize_into
 from ...export.reporting import Report
 from ...export.reporting import silent as unreported
 from ...export.shrink import carry_out, prepare_dense, shrink
+from ...export.wish import AUTO_FORMS, Wish, unmeasured
 from ...records import Facts, Plan
 from ...train.batchnorm import settle
 from ...train.compact import compact

@@ -18,7 +18,7 @@ from rankfold.benchmarks.answers import Found
 from rankfold.benchmarks.evidence import written
 from rankfold.benchmarks.peers import campaign, finalists, making, own, shown, timing
 from rankfold.benchmarks.peers.campaign import Campaign
-from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, REACH, best, chosen, going_on
+from rankfold.benchmarks.peers.finalists import BANDS, DROP, NEAR, REACH, best, between, chosen, going_on, holding
 from rankfold.benchmarks.peers.mobilenet import WIDTHS, mobilenetv2
 from rankfold.benchmarks.peers.own import DENSE, INT8, NARROW, RANKFOLD
 from rankfold.benchmarks.peers.points import Point
@@ -26,7 +26,8 @@ from rankfold.benchmarks.peers.shown import draw, markdown
 from rankfold.benchmarks.peers.subjects import SUBJECTS, Dec3, Places, ResNet20
 from rankfold.benchmarks.peers.tools import FileTool, ModuleTool, Setting
 from rankfold.errors import CheckFailed
-from rankfold.export.compress import Job, Wish
+from rankfold.export.compress import Job
+from rankfold.export.wish import Wish
 from rankfold.records import Comparison, Facts, PeerRow, PeerTime, Score
 from rankfold.runtime.turns import Options
 
@@ -86,6 +87,7 @@ def test_the_fastest_that_is_near_goes_on_else_the_most_accurate():
         "nearer": row(accuracy=0.9, roughly=0.6),
     }
     assert best(rows, 0.9) == "near"
+    assert best(rows, 0.9, 0.5 * NEAR) == "nearer"
     assert best(rows, 0.95) == "nearer"
     assert best({}, 0.9) is None
 
@@ -104,6 +106,31 @@ def test_those_within_reach_learn_longer_each_as_it_learned_better():
     assert going_on(rows, 0.9) == ["by labels", "within reach"]
     assert going_on({"out of reach": rows["out of reach"]}, 0.9) == ["out of reach"]
     assert going_on({}, 0.9) == []
+
+
+def test_what_holds_is_as_fast_as_the_fastest_that_loses_little():
+    rows = [row(accuracy=0.9, roughly=0.8), row(accuracy=0.9 - 0.9 * DROP, roughly=0.7), row(accuracy=0.8, roughly=0.5)]
+    assert holding([*rows, row(accuracy=None, failed="no"), row(accuracy=0.9, precision="int8")], 0.9) == 0.7
+    assert holding(rows[2:], 0.9) == 1.0
+
+
+def test_those_between_what_holds_and_what_a_tool_lost_more_with_learn_as_well():
+    grid = {
+        "held": row(accuracy=0.88, roughly=0.8, macs=800),
+        "slower": row(accuracy=0.88, roughly=0.85, macs=850),
+        "as wide as what held": row(accuracy=0.87, roughly=0.79, macs=800),
+        "second": row(accuracy=0.7, roughly=0.72, macs=720),
+        "third": row(accuracy=0.6, roughly=0.7, macs=700),
+        "first": row(accuracy=0.8, roughly=0.75, macs=750),
+        "as wide as the first": row(accuracy=0.79, roughly=0.75, macs=750),
+        "lost more": row(accuracy=0.85, roughly=0.65, macs=650),
+        "faster than that": row(accuracy=0.85, roughly=0.64, macs=640),
+        "failed": row(accuracy=None, failed="no"),
+    }
+    assert between(grid, [grid["held"], grid["lost more"]], 0.8) == ["first", "second"]
+    assert between(grid, [grid["lost more"]], 0.7) == []
+    assert between(grid, [grid["held"]], 0.65) == ["faster than that"]
+    assert between({}, [], 1.0) == []
 
 
 def test_the_fastest_that_loses_little_is_chosen_in_each_class():

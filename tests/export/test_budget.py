@@ -16,7 +16,6 @@ from rankfold.devices import probe
 from rankfold.errors import CheckFailed, InputError
 from rankfold.export.budget import Budget, Chosen, choose, counted, judged
 from rankfold.export.candidates import DENSE, Way, frames_of, model_of, place_of
-from rankfold.export.compress import AUTO_FORMS
 from rankfold.export.damage import Candidate, scored
 from rankfold.export.fold import tidy
 from rankfold.export.forms import resolve_any
@@ -26,6 +25,7 @@ from rankfold.export.passes.fold_batchnorm import fold_batchnorm
 from rankfold.export.search import Search
 from rankfold.export.timing import LayerTimes, sketch
 from rankfold.export.widths import Widths
+from rankfold.export.wish import AUTO_FORMS
 from rankfold.records import Comparison, Drop, PlanTiming
 from rankfold.runtime.latency import Stopwatch, stopwatch
 from rankfold.runtime.turns import Options

@@ -8,8 +8,9 @@ import pytest
 
 from rankfold.errors import InputError
 from rankfold.export.budget import Budget
-from rankfold.export.compress import Job, Wish
+from rankfold.export.compress import Job
 from rankfold.export.parity import run
+from rankfold.export.wish import Wish
 from rankfold.records import Compressed, Plan
 from rankfold.runtime.costs import count
 

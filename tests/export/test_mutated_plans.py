@@ -13,8 +13,9 @@ import onnx
 import pytest
 
 from rankfold.errors import CheckFailed, InputError
-from rankfold.export.compress import Job, Wish
+from rankfold.export.compress import Job
 from rankfold.export.parity import run
+from rankfold.export.wish import Wish
 from rankfold.records import Plan
 
 from .nets import Net

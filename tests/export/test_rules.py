@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from rankfold.export.compress import AUTO_FORMS
 from rankfold.export.damage import scored
 from rankfold.export.layers import layers_of
 from rankfold.export.rules import POINTS, curves, drawn_by_energy
+from rankfold.export.wish import AUTO_FORMS
 from rankfold.records import Damage, RulePoint
 
 from .test_budget import device, model, search_of, watch_on

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankfold.errors import InputError
-from rankfold.export.compress import Job, Wish
+from rankfold.export.compress import Job
 from rankfold.export.from_torch import to_onnx
 from rankfold.export.parity import run
 from rankfold.export.shrink import prepare_dense, shrink
+from rankfold.export.wish import Wish
 from rankfold.records import Compressed
 from rankfold.train.compact import compact, reshaped
 from rankfold.train.models.resnet import ResNet

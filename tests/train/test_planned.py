@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from rankfold.errors import InputError
-from rankfold.export.compress import Job, Wish, unmeasured
+from rankfold.export.compress import Job
 from rankfold.export.graphs import load
 from rankfold.export.layers import layers_of
 from rankfold.export.parity import run
+from rankfold.export.wish import Wish, unmeasured
 from rankfold.files import sha256_of
 from rankfold.records import DistillSpec, Parity, Plan, PlanTiming, TrainRecord
 from rankfold.stages import export_run
