@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _HEADS = (
     *("tool", "setting", "learned", "class", "validation", "test (95 %)", "MACs", "parameters", "file", "p50 (95 %)"),
     *("times as fast (95 %)", "by a bare loop", "peak memory", "time to compress", "lines"),
 )
+_COLOURS = ("k", *(f"C{number}" for number in range(10)), "gold")
+_DEPTH = 8  # points of accuracy: what loses more is no candidate
 
 
 def markdown(results: Path) -> str:
@@ -181,7 +184,7 @@ def draw(results: Path) -> None:
     names = _networks(rows)
     if not names:
         return
-    colours = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(row.tool for row in rows))}
+    colours = dict(zip(dict.fromkeys([DENSE, *(row.tool for row in rows)]), itertools.cycle(_COLOURS), strict=False))
     with mpl.rc_context({"svg.hashsalt": "rankfold", "font.size": 8}):
         figure, panels = plt.subplots(
             1, len(names), figsize=(4.6 * len(names), 4.4), layout="constrained", squeeze=False
@@ -189,14 +192,22 @@ def draw(results: Path) -> None:
         for name, axes in zip(names, panels[0], strict=True):
             mine = [row for row in rows if row.network == name]
             is_scored = any(row.validation_accuracy is not None for row in mine)
+            dense = next((row for row in mine if row.tool == DENSE), None)
+            floor = 0.0
+            if is_scored and dense is not None:
+                whole = 100 * (dense.validation_accuracy or 0.0)
+                floor = whole - _DEPTH
+                axes.axhline(whole - 100 * DROP, color="k", lw=0.5, ls=":")
             for tool, colour in colours.items():
-                _scatter(axes, [row for row in mine if row.tool == tool], tool, colour, is_scored=is_scored)
+                _scatter(axes, [row for row in mine if row.tool == tool], colour, floor, is_scored=is_scored)
             label = "validation accuracy, %" if is_scored else "MACs, millions"
             axes.set(title=name, xlabel="measured time, share of the dense network's", ylabel=label)
         handles = [Line2D([], [], color=colour, marker="o", ls="", label=tool) for tool, colour in colours.items()]
         handles += [
             Line2D([], [], color="k", marker="o", ls="", mfc="none", label="0 epochs"),
             Line2D([], [], color="k", marker="s", ls="", label="int8"),
+            Line2D([], [], color="k", marker="v", ls="", label=f"over {_DEPTH} points below the dense network"),
+            Line2D([], [], color="k", lw=0.5, ls=":", label=f"{100 * DROP:g} points below it"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
         with replacing(results.with_suffix(".svg")) as temporary:
@@ -204,13 +215,13 @@ def draw(results: Path) -> None:
         plt.close(figure)
 
 
-def _scatter(axes, rows: Sequence[PeerRow], tool: str, colour: str, *, is_scored: bool) -> None:
-    """Squares are int8, hollow ones have learned nothing since the tool left them."""
+def _scatter(axes, rows: Sequence[PeerRow], colour: str, floor: float, *, is_scored: bool) -> None:
+    """Squares are int8, hollow ones have learned nothing since the tool left them; those below the floor lie on it."""
     for row in rows:
         assert row.time is not None, "of those that were timed"
         share = 1 / row.time.speedup
         sides = [[share - 1 / row.time.high], [1 / row.time.low - share]]
         height = 100 * (row.validation_accuracy or 0.0) if is_scored else (row.macs or 0) / 1e6
-        hollow = "none" if row.weight is None and tool not in (DENSE, INT8) else colour
-        marker = "s" if row.precision == "int8" else "o"
-        axes.errorbar(share, height, xerr=sides, color=colour, marker=marker, mfc=hollow, ms=4, lw=0.8)
+        hollow = "none" if row.weight is None and row.tool not in (DENSE, INT8) else colour
+        marker = "v" if height < floor else "s" if row.precision == "int8" else "o"
+        axes.errorbar(share, max(height, floor), xerr=sides, color=colour, marker=marker, mfc=hollow, ms=4, lw=0.8)
