@@ -78,7 +78,7 @@ class Campaign:
 
     def walk(self, make: Callable[[Sequence[Point]], None], time_roughly: Callable[[], None]) -> None:
         """Grid, short contest, finalists, those that go on, those between, int8."""
-        tools = self.tools
+        tools, self.points = self.tools, {}  # each stage goes by the points of those before
         make(self._known(grid_of(tools[DENSE], self.subject)))
         make(self._known([point for tool in tools.values() for point in grid_of(tool, self.subject)]))
         time_roughly()

@@ -308,7 +308,9 @@ def test_all_stages_and_none_is_done_twice(places, tmp_path, capsys, monkeypatch
     assert again.rows == rows
     assert capsys.readouterr().out.count("\n") == len(begun)
 
+    known = set(again.points)
     again.measure(Options())
+    assert set(again.points) == known
     timed = [one for one in again.rows.values() if one.time is not None]
     ours = [one.time for one in timed if one.tool == RANKFOLD and one.precision == "fp32"]
     assert len(ours) == 4
