@@ -51,7 +51,7 @@ def _standing(row: PeerRow) -> tuple[int, int]:
 def best(rows: Rows[Key], dense: float, lost: float = NEAR) -> Key | None:
     """Of one tool's networks that have learned: the fastest that lost so little, else the most accurate."""
     there = {key: row for key, row in rows.items() if row.validation_accuracy is not None}
-    near = [key for key, row in there.items() if _accuracy(row) >= dense - lost]
+    near = [key for key, row in there.items() if _is_near(row, dense, lost)]
     if near:
         return min(near, key=lambda key: (there[key].roughly or 1.0, -_accuracy(there[key])))
     return max(there, key=lambda key: _accuracy(there[key]), default=None)
@@ -65,12 +65,12 @@ def going_on(rows: Rows[Key], dense: float) -> list[Key]:
         if row.validation_accuracy is not None and (known is None or _accuracy(row) > _accuracy(rows[known])):
             settings[row.setting] = key
     first = best(rows, dense)
-    return [key for key in settings.values() if key == first or _accuracy(rows[key]) >= dense - REACH]
+    return [key for key in settings.values() if key == first or _is_near(rows[key], dense, REACH)]
 
 
 def holding(rows: Iterable[PeerRow], dense: float) -> float:
     """What the fastest network takes that loses at most DROP, as a share of the dense one's time by a short contest."""
-    near = (row for row in rows if row.validation_accuracy is not None and _accuracy(row) >= dense - DROP)
+    near = (row for row in rows if _is_near(row, dense, DROP))
     return min((row.roughly for row in near if row.roughly is not None), default=1.0)
 
 
@@ -99,8 +99,8 @@ def chosen(rows: Iterable[PeerRow], dense: PeerRow) -> dict[tuple[str, str], Pee
 
 def within(rows: Iterable[PeerRow], dense: PeerRow) -> list[PeerRow]:
     """Those that were timed and lose at most DROP of validation accuracy."""
-    allowed = _accuracy(dense) - DROP
-    return [row for row in rows if row.time is not None and row.tool != DENSE and _accuracy(row) >= allowed]
+    whole = _accuracy(dense)
+    return [row for row in rows if row.time is not None and row.tool != DENSE and _is_near(row, whole, DROP)]
 
 
 def fastest(rows: Iterable[PeerRow]) -> PeerRow | None:
@@ -108,6 +108,10 @@ def fastest(rows: Iterable[PeerRow]) -> PeerRow | None:
     return max(
         rows, key=lambda row: (row.time.speedup if row.time else 0.0, _accuracy(row), row.config_hash), default=None
     )
+
+
+def _is_near(row: PeerRow, dense: float, lost: float) -> bool:
+    return _accuracy(row) >= dense - lost
 
 
 def _accuracy(row: PeerRow) -> float:
